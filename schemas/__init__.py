@@ -1,0 +1,1 @@
+"""The contract: Avro schemas, event records, topics and keys, codec, compatibility. Pure: no clock, no socket, no Kafka client."""

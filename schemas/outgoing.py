@@ -1,0 +1,72 @@
+"""A record on its way to Kafka: topic, key, value, CloudEvents headers, time. Everything but the sending."""
+
+import re
+from dataclasses import dataclass
+
+from kinguin_streams.schemas.codec import Encoder
+from kinguin_streams.schemas.events import DeadLetter, Event, Record
+from kinguin_streams.schemas.instants import to_rfc3339
+from kinguin_streams.schemas.topics import Topics
+
+CONTENT_TYPE = b"application/avro"
+# W3C Trace Context, version 00: what does not match is dropped, as the recommendation says.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRecord:
+    """What a producer needs. timestamp_ms is when we received it, never when it is sent."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp_ms: int
+
+
+def outgoing(record: Record, topics: Topics, encoder: Encoder, traceparent: str | None = None) -> OutgoingRecord:
+    """Return the record as it goes into its topic.
+
+    Headers follow the CloudEvents 1.0 Kafka binding in binary mode: ce_time is when the sender says the change
+    happened, ce_subject is the record key. traceparent is passed on if it is a valid one.
+    """
+    headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", _id(record).encode()),
+        ("ce_source", _source(record).encode()),
+        ("ce_type", _type(record).encode()),
+        ("ce_time", to_rfc3339(_time_ms(record)).encode()),
+        ("ce_subject", record.key.encode()),
+        ("content-type", CONTENT_TYPE),
+    ]
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+        headers.append(("traceparent", traceparent.encode()))
+    return OutgoingRecord(
+        topic=topics.name(record.record_name),
+        key=record.key.encode(),
+        value=encoder.encode(record),
+        headers=tuple(headers),
+        timestamp_ms=_timestamp_ms(record),
+    )
+
+
+def _id(record: Record) -> str:
+    return record.dead_letter_id if isinstance(record, DeadLetter) else record.event_id
+
+
+def _source(record: Record) -> str:
+    if isinstance(record, DeadLetter):
+        return f"urn:kinguin-streams:{record.origin}:{record.consumer or record.store}"
+    return f"urn:kinguin:store:{record.store}"
+
+
+def _type(record: Record) -> str:
+    return "kinguin-streams.dead-letter" if isinstance(record, DeadLetter) else f"net.kinguin.{record.record_name}"
+
+
+def _time_ms(record: Event | DeadLetter) -> int:
+    return record.failed_at_ms if isinstance(record, DeadLetter) else record.updated_at_ms
+
+
+def _timestamp_ms(record: Event | DeadLetter) -> int:
+    return record.failed_at_ms if isinstance(record, DeadLetter) else record.received_at_ms

@@ -1,0 +1,69 @@
+"""Topics as data: which record goes where, how long it stays. `topics apply` makes a cluster agree with this file."""
+
+from dataclasses import dataclass
+
+from kinguin_streams.schemas.events import RecordName
+
+DAY_MS = 86_400_000
+UNLIMITED_MS = -1
+
+# A body of 64 KiB is in the record twice at worst, as `raw` and as the fields read from it; headers come on top.
+MAX_RECORD_BYTES = 262_144
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSpec:
+    """What a topic must be. Replication follows the cluster's size, so it is not data: see cluster/topic_admin.py."""
+
+    record: RecordName
+    name: str
+    key: str
+    partitions: int
+    retention_ms: int
+
+    @property
+    def config(self) -> dict[str, str]:
+        """The topic's configuration, in Kafka's own keys and values."""
+        return {
+            "cleanup.policy": "delete",
+            "retention.ms": str(self.retention_ms),
+            "max.message.bytes": str(MAX_RECORD_BYTES),
+            "message.timestamp.type": "CreateTime",  # the record's time is when we received the webhook
+            "unclean.leader.election.enable": "false",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics under one prefix."""
+
+    specs: tuple[TopicSpec, ...]
+
+    def name(self, record: RecordName) -> str:
+        """Return the topic that takes records of this name."""
+        return next(spec.name for spec in self.specs if spec.record == record)
+
+    def record(self, topic: str) -> RecordName:
+        """Return what the topic of this name holds; raises KeyError for a topic that is not ours."""
+        for spec in self.specs:
+            if spec.name == topic:
+                return spec.record
+        raise KeyError(topic)
+
+
+def topics(prefix: str = "kinguin", partitions: int = 6) -> Topics:
+    """Return all topics. Order events and dead letters are kept for ever: a pre-order may wait for months for its keys."""
+
+    def spec(record: RecordName, key: str, retention_ms: int) -> TopicSpec:
+        return TopicSpec(
+            record=record, name=f"{prefix}.{record}", key=key, partitions=partitions, retention_ms=retention_ms
+        )
+
+    return Topics(
+        (
+            spec("product.update", "kinguinId in decimal", 180 * DAY_MS),
+            spec("order.status", "orderId", UNLIMITED_MS),
+            spec("order.complete", "orderId", UNLIMITED_MS),
+            spec("dead-letter", "deadLetterId", UNLIMITED_MS),
+        )
+    )
