@@ -128,7 +128,7 @@ def _read_body(schema: SchemaVersion, body: bytes) -> dict[str, Any]:
         fields: dict[str, Any] = schemaless_reader(source, schema.wire, None)  # type: ignore[assignment]
     except EOFError as error:
         raise UndecodableRecord("truncated", f"{schema.record} version {schema.version} wants more bytes") from error
-    except Exception as error:  # noqa: BLE001 - fastavro raises what its parts raise: Unicode, Index, Value, Overflow, Memory, …
+    except Exception as error:  # fastavro raises what its parts raise: Unicode, Index, Value, Overflow, Memory, …
         raise UndecodableRecord("malformed", f"not a {schema.record} version {schema.version}: {error}") from error
     if source.tell() != len(body):
         raise UndecodableRecord("trailing_bytes", f"{len(body) - source.tell()} bytes follow the {schema.record}")

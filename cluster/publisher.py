@@ -1,0 +1,161 @@
+"""Records into Kafka, with an answer that can be trusted: `publish` returns when every in-sync replica has the record.
+
+The delivery report alone decides. An empty queue proves nothing: librdkafka's flush() returns 0 when all records were
+reported, and they may all have been reported as failed.
+"""
+
+import os
+import threading
+from concurrent.futures import CancelledError, Future
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.schemas.outgoing import OutgoingRecord
+
+log = structlog.get_logger()
+
+FailureCode = Literal["queue_full", "no_report", "not_delivered", "refused", "fatal", "closed", "forked"]
+
+
+class PublishFailed(Exception):
+    """Kafka has not confirmed the record.
+
+    code: why. landed: "no" if it certainly is not in the log and will not be, "maybe" otherwise: a record that timed out
+    may still be written (measured with a broker that was paused longer than the timeout: all such records were there).
+    """
+
+    def __init__(self, code: FailureCode, detail: str, *, landed: Literal["no", "maybe"]) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code: FailureCode = code
+        self.landed: Literal["no", "maybe"] = landed
+
+
+class Publisher(Protocol):
+    """Takes a record and keeps it, or says that it did not."""
+
+    def publish(self, record: OutgoingRecord) -> None:
+        """Return once the record is durable. Raises PublishFailed; safe to call from any thread."""
+        ...
+
+
+class KafkaPublisher:
+    """A Publisher over one idempotent producer and one thread that polls it."""
+
+    def __init__(self, config: dict[str, Any], *, ack_wait_s: float = 3.0) -> None:
+        """config: from cluster.connection.producer_config. ack_wait_s: how long `publish` waits for the delivery report."""
+        self._producer = Producer(config, logger=CLIENT_LOGGER)
+        self._ack_wait_s = ack_wait_s
+        self._pid = os.getpid()
+        self._closing = threading.Event()
+        self._fatal: str | None = None
+        self._poller = threading.Thread(target=self._poll, name="kafka-delivery-reports", daemon=True)
+        self._poller.start()
+
+    @property
+    def fatal(self) -> str | None:
+        """Why this producer can never deliver again (a fenced or otherwise fatal state), or None while it can."""
+        return self._fatal
+
+    @property
+    def queue_records(self) -> int:
+        """Records handed to the client and not yet reported."""
+        return len(self._producer)
+
+    def partitions(self, topic: str, timeout_s: float) -> int:
+        """Return the topic's number of partitions as this producer's own connection sees it.
+
+        Raises PublishFailed("not_delivered") if the cluster does not answer or the topic is not there.
+        """
+        try:
+            metadata = self._producer.list_topics(topic, timeout=timeout_s).topics[topic]
+        except KafkaException as error:
+            raise PublishFailed("not_delivered", _words(error.args[0]), landed="no") from error
+        if metadata.error is not None:
+            raise PublishFailed("not_delivered", f"topic {topic}: {_words(metadata.error)}", landed="no")
+        return len(metadata.partitions)
+
+    def publish(self, record: OutgoingRecord) -> None:
+        """Return once all in-sync replicas have the record; raises PublishFailed otherwise, within ack_wait_s."""
+        report = self._hand_over(record)
+        try:
+            error = report.result(timeout=self._ack_wait_s)
+        except TimeoutError as timeout:
+            detail = f"no delivery report within {self._ack_wait_s:g} s"
+            raise PublishFailed("no_report", detail, landed="maybe") from timeout
+        except CancelledError as cancelled:
+            raise PublishFailed("closed", "the publisher was closed before the report", landed="maybe") from cancelled
+        if error is not None:
+            raise self._failure(error)
+
+    def _hand_over(self, record: OutgoingRecord) -> "Future[KafkaError | None]":
+        if os.getpid() != self._pid:
+            # The client's threads did not come along: what is handed to it would wait for ever.
+            raise PublishFailed("forked", "this producer was made before fork(); make one in each process", landed="no")
+        if self._closing.is_set():
+            raise PublishFailed("closed", "the publisher is closed", landed="no")
+        if self._fatal is not None:
+            raise PublishFailed("fatal", self._fatal, landed="no")
+        report: Future[KafkaError | None] = Future()
+
+        def settle(error: KafkaError | None, _message: Message) -> None:
+            report.set_result(error)
+
+        try:
+            self._producer.produce(
+                record.topic,
+                key=record.key,
+                value=record.value,
+                headers=list(record.headers),
+                timestamp=record.timestamp_ms,
+                on_delivery=settle,
+            )
+        except BufferError as full:
+            raise PublishFailed("queue_full", "the producer's queue is full", landed="no") from full
+        except KafkaException as refused:
+            raise self._failure(refused.args[0], landed="no") from refused
+        return report
+
+    def _failure(self, error: KafkaError, landed: Literal["no", "maybe"] = "maybe") -> PublishFailed:
+        if error.fatal():
+            self._fatal = _words(error)
+            log.error("producer_fatal", error=self._fatal)
+            return PublishFailed("fatal", self._fatal, landed=landed)
+        if error.code() in _REFUSED_FOR_GOOD:
+            return PublishFailed("refused", _words(error), landed="no")
+        return PublishFailed("not_delivered", _words(error), landed=landed)
+
+    def _poll(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(0.1)
+
+    def close(self, timeout_s: float) -> int:
+        """Stop taking records, wait for the reports of those taken, and return how many are left without one.
+
+        A left-over is logged with its count and was reported to its caller as PublishFailed: nothing is lost silently.
+        """
+        self._closing.set()
+        self._poller.join()
+        left = self._producer.flush(timeout_s)
+        if left:
+            log.error("records_without_report", records=left, waited_s=timeout_s)
+        return int(left)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(timeout_s=10)
+
+
+# The broker or the client has looked at this very record and will never take it.
+_REFUSED_FOR_GOOD = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG_SIZE})
+
+
+def _words(error: KafkaError) -> str:
+    return f"{error.name()}: {error.str()}"
