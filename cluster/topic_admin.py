@@ -133,7 +133,7 @@ class TopicAdmin:
             metadata = self._client.list_topics(timeout=REQUEST_TIMEOUT_S)
             present = [spec.name for spec in topics.specs if spec.name in metadata.topics]
             return Cluster(
-                cluster_id=metadata.cluster_id,
+                cluster_id=str(metadata.cluster_id),
                 brokers=len(metadata.brokers),
                 topics=self._actual(present, {name: metadata.topics[name] for name in present}),
             )

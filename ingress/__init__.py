@@ -1,0 +1,1 @@
+"""HTTP to record: authenticate, validate, publish, answer. Knows nothing of the consumers."""

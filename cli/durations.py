@@ -1,0 +1,14 @@
+"""Durations as people write them on a command line."""
+
+import re
+
+_UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
+
+
+def parse_duration_s(text: str) -> float:
+    """Return the seconds in e.g. "30s", "2m", "1.5h", "250ms" or "30". Raises ValueError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write for example 30s, 2m or 1h")
+    return float(match[1]) * _UNITS_S[match[2]]
