@@ -1,0 +1,32 @@
+"""Settings of the consumers room; `cli/settings.py` puts them together with those of the other rooms."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StateSettings(BaseModel):
+    """Where the state of all projections is kept, with the offsets that it stands for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(
+        default="sqlite:///.data/state.db",
+        description="database of states and offsets: sqlite:///PATH, the path relative to the working folder",
+    )
+    busy_timeout_s: float = Field(
+        default=30.0, gt=0, le=600, description="how long a writer waits for another process that is writing"
+    )
+
+
+class ConsumerSettings(BaseModel):
+    """How consumers read, and how they wait for what they cannot read yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_records: int = Field(default=2_000, ge=1, le=100_000, description="most records in one database transaction")
+    batch_wait_s: float = Field(
+        default=0.2, gt=0, le=10, description="longest wait for a batch to fill up; the delay of a quiet topic"
+    )
+    schema_retry_s: float = Field(
+        default=1.0, gt=0, description="first wait before a record of an unknown schema is tried again; doubles"
+    )
+    schema_retry_max_s: float = Field(default=60.0, gt=0, description="longest such wait")
