@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -16,6 +16,7 @@ from kinguin_streams.consumers.settings import ConsumerSettings, StateSettings
 from kinguin_streams.ingress.settings import IngressSettings
 from kinguin_streams.schemas.events import RecordName
 from kinguin_streams.schemas.versions import shipped
+from kinguin_streams.telemetry.logs import LogFormat
 
 PREFIX = "KINGUIN_"
 TOML_FILE = Path("kinguin-streams.toml")
@@ -73,10 +74,8 @@ class LogSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
-    format: str = Field(
-        default="auto", pattern=r"^(auto|json|console)$", description="auto: JSON unless stderr is a terminal"
-    )
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: LogFormat = Field(default="auto", description="auto: JSON unless stderr is a terminal")
 
 
 class Settings(BaseSettings):

@@ -1,0 +1,47 @@
+"""The admin port: /livez, /readyz, /metrics, served by a thread of its own so that no webhook can delay them."""
+
+import falcon
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from kinguin_streams.ingress.readiness import Readiness
+
+
+class _Livez:
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        resp.text = "ok\n"
+        resp.content_type = falcon.MEDIA_TEXT
+
+
+class _Readyz:
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        checks = self._readiness.checks()
+        ready = all(check.ok for check in checks.values())
+        lines = [f"[{'+' if check.ok else '-'}] {name}: {check.detail}" for name, check in checks.items()]
+        verdict = "ready" if ready else "not ready"
+        # Without ?verbose, what is wrong is still named: an operator reads it first in the orchestrator's events.
+        shown = lines if "verbose" in req.params else [line for line in lines if line.startswith("[-]")]
+        resp.text = "\n".join([*shown, verdict, ""])
+        resp.content_type = falcon.MEDIA_TEXT
+        resp.status = falcon.HTTP_200 if ready else falcon.HTTP_503
+
+
+class _Metrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        resp.data = generate_latest(self._registry)
+        resp.content_type = CONTENT_TYPE_LATEST
+
+
+def make_admin_app(readiness: Readiness, registry: CollectorRegistry) -> falcon.App:  # type: ignore[type-arg]
+    """Return the WSGI application of the admin port."""
+    app = falcon.App()
+    app.req_options.keep_blank_qs_values = True  # so that a bare ?verbose counts
+    app.add_route("/livez", _Livez())
+    app.add_route("/readyz", _Readyz(readiness))
+    app.add_route("/metrics", _Metrics(registry))
+    return app

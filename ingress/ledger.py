@@ -1,0 +1,157 @@
+"""The ingress's books: every request is received, and ends as exactly one outcome. They balance at every scrape.
+
+received = in flight + acked + dead-lettered + refused + pings
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kinguin_streams.schemas.events import EVENT_NAMES
+
+Outcome = Literal["acked", "dead_lettered", "refused", "ping"]
+OUTCOMES: tuple[Outcome, ...] = ("acked", "dead_lettered", "refused", "ping")
+OTHER = "other"
+"""The label of an event name that is not in the fixed set: a sender must not be able to make series."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """How one request ends; filled in while it is served. A request that nothing closes was refused: it got no 2xx."""
+
+    event: str = OTHER
+    outcome: Outcome = "refused"
+    reason: str = "internal_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """The books at one instant."""
+
+    received: int
+    in_flight: int
+    acked: int
+    dead_lettered: int
+    refused: int
+    pings: int
+
+    @property
+    def balances(self) -> bool:
+        """Whether every request received is accounted for."""
+        return self.received == self.in_flight + self.acked + self.dead_lettered + self.refused + self.pings
+
+
+@dataclass
+class Ledger(Collector):
+    """Counts under one lock, so that a reader never sees a request between two columns. A Prometheus collector."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    _received: int = 0
+    _in_flight: int = 0
+    _requests: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    _reasons: Counter[tuple[Outcome, str]] = field(default_factory=Counter)
+    _published: Counter[str] = field(default_factory=Counter)
+    _publish_failures: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Register with the registry: a process has one ledger, a test as many as it likes."""
+        self.registry.register(self)
+        self._duration = Histogram(
+            "kinguin_ingress_request_duration_seconds",
+            "From the first byte handed to the application to its answer.",
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+        )
+        self._body = Histogram(
+            "kinguin_ingress_request_body_bytes",
+            "Size of request bodies that were read.",
+            registry=self.registry,
+            buckets=(128, 256, 512, 1024, 4096, 16_384, 65_536),
+        )
+
+    @contextmanager
+    def request(self) -> Iterator[Entry]:
+        """Open an entry for one request and close it with whatever outcome it has at the end, exceptions included."""
+        entry = Entry()
+        started_s = time.perf_counter()
+        with self._lock:
+            self._received += 1
+            self._in_flight += 1
+        try:
+            yield entry
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+                event = entry.event if entry.event in EVENT_NAMES else OTHER
+                self._requests[event, entry.outcome] += 1
+                if entry.reason:
+                    self._reasons[entry.outcome, entry.reason] += 1
+            self._duration.observe(time.perf_counter() - started_s)
+
+    def body_read(self, size_bytes: int) -> None:
+        """Note the size of a body."""
+        self._body.observe(size_bytes)
+
+    def published(self, topic: str) -> None:
+        """Note a record that Kafka has confirmed."""
+        with self._lock:
+            self._published[topic] += 1
+
+    def publish_failed(self, code: str) -> None:
+        """Note a record that Kafka has not confirmed."""
+        with self._lock:
+            self._publish_failures[code] += 1
+
+    def balance(self) -> Balance:
+        """Return the books at this instant."""
+        with self._lock:
+            return self._balance()
+
+    def _balance(self) -> Balance:
+        ended = dict.fromkeys(OUTCOMES, 0)
+        for (_, outcome), count in self._requests.items():
+            ended[outcome] += count
+        return Balance(
+            received=self._received,
+            in_flight=self._in_flight,
+            acked=ended["acked"],
+            dead_lettered=ended["dead_lettered"],
+            refused=ended["refused"],
+            pings=ended["ping"],
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the counters as Prometheus metrics, all read under one lock."""
+        received = CounterMetricFamily("kinguin_ingress_received", "Requests received, whatever became of them.")
+        in_flight = GaugeMetricFamily("kinguin_ingress_in_flight", "Requests being served.")
+        requests = CounterMetricFamily(
+            "kinguin_ingress_requests", "Requests ended, by what became of them.", labels=("event", "outcome")
+        )
+        reasons = CounterMetricFamily(
+            "kinguin_ingress_rejected", "Requests not published as an event, by reason.", labels=("outcome", "reason")
+        )
+        published = CounterMetricFamily("kinguin_ingress_published", "Records confirmed by Kafka.", labels=("topic",))
+        failures = CounterMetricFamily(
+            "kinguin_ingress_publish_failures", "Records not confirmed by Kafka, by code.", labels=("error",)
+        )
+        with self._lock:
+            received.add_metric((), self._received)
+            in_flight.add_metric((), self._in_flight)
+            for (event, outcome), count in self._requests.items():
+                requests.add_metric((event, outcome), count)
+            for (rejected, reason), count in self._reasons.items():
+                reasons.add_metric((rejected, reason), count)
+            for topic, count in self._published.items():
+                published.add_metric((topic,), count)
+            for code, count in self._publish_failures.items():
+                failures.add_metric((code,), count)
+        return received, in_flight, requests, reasons, published, failures

@@ -1,0 +1,147 @@
+"""waitress, and the life of the process: start, serve, and stop without cutting a request off."""
+
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Final
+
+import structlog
+
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import create_server
+
+from kinguin_streams.cluster.publisher import KafkaPublisher
+from kinguin_streams.ingress.admin import make_admin_app
+from kinguin_streams.ingress.app import StrippedHeaders, Webhooks, make_app
+from kinguin_streams.ingress.ledger import Ledger
+from kinguin_streams.ingress.readiness import Readiness
+from kinguin_streams.ingress.secrets import Secrets
+from kinguin_streams.ingress.settings import IngressSettings
+from kinguin_streams.schemas.codec import Encoder
+from kinguin_streams.schemas.topics import Topics
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
+
+# waitress answers text/plain at its own limit, before our code; ours, at 65,536 bytes, comes first and says more.
+BACKSTOP_BODY_BYTES: Final = 131_072
+MAX_HEADER_BYTES: Final = 16_384
+LOOP_TURN_S: Final = 0.25
+
+
+@dataclass
+class Server:
+    """One ingress process: webhooks on the main thread's loop, the admin port on a thread of its own."""
+
+    settings: IngressSettings
+    publisher: KafkaPublisher
+    topics: Topics
+    encoder: Encoder
+
+    def __post_init__(self) -> None:
+        """Bind both ports. Raises OperatorError("port_taken") before anything is served."""
+        self.ledger = Ledger()
+        self._readiness = Readiness(self.publisher, self.topics)
+        secrets = {
+            store: [secret.get_secret_value() for secret in live] for store, live in self.settings.secrets.items()
+        }
+        app = make_app(
+            Webhooks(
+                secrets=Secrets(secrets),
+                topics=self.topics,
+                encoder=self.encoder,
+                publisher=self.publisher,
+                ledger=self.ledger,
+                on_invalid=self.settings.on_invalid,
+                stripped_headers=StrippedHeaders(),
+            )
+        )
+        self._sockets: dict[int, Any] = {}
+        self._webhooks = create_server(
+            app,
+            map=self._sockets,
+            sockets=[_listen(self.settings.host, self.settings.port, "KINGUIN_INGRESS__PORT")],
+            threads=self.settings.threads,
+            connection_limit=self.settings.connection_limit,
+            max_request_body_size=BACKSTOP_BODY_BYTES,
+            max_request_header_size=MAX_HEADER_BYTES,
+            channel_timeout=30,
+            asyncore_use_poll=True,
+            backlog=1024,
+            ident=None,
+            clear_untrusted_proxy_headers=True,
+        )
+        self._admin = create_server(
+            make_admin_app(self._readiness, self.ledger.registry),
+            sockets=[_listen(self.settings.host, self.settings.admin_port, "KINGUIN_INGRESS__ADMIN_PORT")],
+            threads=2,
+            asyncore_use_poll=True,
+            ident=None,
+        )
+        self._stop_at_s: float | None = None
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; return how many records were left without a delivery report (0 is success).
+
+        On the signal: unready at once, serving goes on for `pre_stop_s`, then no new connections, requests in flight
+        are finished and their answers written, the producer is flushed. A second signal exits at once.
+        """
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self._on_signal)
+        threading.Thread(target=self._admin.run, name="admin", daemon=True).start()
+        log.info(
+            "ingress_serves",
+            webhooks=f"http://{self.settings.host}:{self.settings.port}/webhooks",
+            admin=f"http://{self.settings.host}:{self.settings.admin_port}",
+            stores=sorted(self.settings.secrets),
+        )
+        # waitress's own run() would end at SIGTERM by cutting requests off, or within five seconds at most; turning its
+        # loop ourselves, the answers in flight are still written while no new connection is taken.
+        while self._stop_at_s is None or time.monotonic() < self._stop_at_s:
+            self._turn()
+        self._webhooks.accepting = False
+        self._webhooks.del_channel()
+        self._webhooks.socket.close()
+        deadline_s = time.monotonic() + self.settings.stop_timeout_s
+        while self._busy() and time.monotonic() < deadline_s:
+            self._turn()
+        left = self.publisher.close(max(0.0, deadline_s - time.monotonic()) + 1.0)
+        balance = self.ledger.balance()
+        log.info("ingress_stopped", received=balance.received, in_flight=balance.in_flight, without_report=left)
+        return left
+
+    def _turn(self) -> None:
+        wasyncore.loop(timeout=LOOP_TURN_S, use_poll=True, map=self._sockets, count=1)
+
+    def _busy(self) -> bool:
+        channels = [channel for channel in self._sockets.values() if isinstance(channel, HTTPChannel)]
+        return any(channel.requests or channel.request or channel.total_outbufs_len for channel in channels)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._stop_at_s is not None:
+            os._exit(128 + number)
+        self._readiness.stopping()
+        self._stop_at_s = time.monotonic() + self.settings.pre_stop_s
+
+
+def _listen(host: str, port: int, setting: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        code = "port_taken" if error.errno == errno.EADDRINUSE else "cannot_listen"
+        raise OperatorError(
+            code,
+            f"Cannot listen on {host}:{port}: {error.strerror}.",
+            f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} to another port.",
+        ) from error
+    return listener
