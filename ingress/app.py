@@ -19,7 +19,7 @@ from kinguin_streams.ingress.decide import (
     Refused,
     decide,
 )
-from kinguin_streams.ingress.ledger import Entry, Ledger
+from kinguin_streams.ingress.ledger import OTHER, Entry, Ledger
 from kinguin_streams.ingress.problems import Problem, serialize
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.schemas.codec import Encoder
@@ -85,6 +85,7 @@ class Webhooks:
                     entry.outcome, entry.reason = "acked", ""
                     resp.status = falcon.HTTP_204
                 case Invalid(dead_letter):
+                    entry.event = dead_letter.event or OTHER
                     self._publish(entry, req, dead_letter)
                     entry.outcome, entry.reason = "dead_lettered", dead_letter.reason
                     log.warning("invalid_webhook", store=store, reason=dead_letter.reason, detail=dead_letter.detail)

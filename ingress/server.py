@@ -11,10 +11,9 @@ from types import FrameType
 from typing import Any, Final
 
 import structlog
-
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
-from waitress.server import create_server
+from waitress.server import BaseWSGIServer, create_server
 
 from kinguin_streams.cluster.publisher import KafkaPublisher
 from kinguin_streams.ingress.admin import make_admin_app
@@ -63,10 +62,11 @@ class Server:
             )
         )
         self._sockets: dict[int, Any] = {}
-        self._webhooks = create_server(
+        self._listener = _listen(self.settings.host, self.settings.port, "KINGUIN_INGRESS__PORT")
+        create_server(
             app,
             map=self._sockets,
-            sockets=[_listen(self.settings.host, self.settings.port, "KINGUIN_INGRESS__PORT")],
+            sockets=[self._listener],
             threads=self.settings.threads,
             connection_limit=self.settings.connection_limit,
             max_request_body_size=BACKSTOP_BODY_BYTES,
@@ -105,9 +105,7 @@ class Server:
         # loop ourselves, the answers in flight are still written while no new connection is taken.
         while self._stop_at_s is None or time.monotonic() < self._stop_at_s:
             self._turn()
-        self._webhooks.accepting = False
-        self._webhooks.del_channel()
-        self._webhooks.socket.close()
+        self._stop_accepting()
         deadline_s = time.monotonic() + self.settings.stop_timeout_s
         while self._busy() and time.monotonic() < deadline_s:
             self._turn()
@@ -118,6 +116,14 @@ class Server:
 
     def _turn(self) -> None:
         wasyncore.loop(timeout=LOOP_TURN_S, use_poll=True, map=self._sockets, count=1)
+
+    def _stop_accepting(self) -> None:
+        for dispatcher in list(self._sockets.values()):
+            if isinstance(dispatcher, BaseWSGIServer):
+                # Not its close(): that takes the trigger away by which worker threads wake the loop.
+                dispatcher.accepting = False
+                dispatcher.del_channel()
+        self._listener.close()
 
     def _busy(self) -> bool:
         channels = [channel for channel in self._sockets.values() if isinstance(channel, HTTPChannel)]
