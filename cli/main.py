@@ -5,16 +5,15 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from kinguin_streams.cli import config, consume, doctor, ingress, kafka, schemas, simulate, state, topics, up
+from kinguin_streams.cli.lifeline import tie_to_parent
 from kinguin_streams.cli.output import talk
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="kinguin-streams",
@@ -68,21 +67,16 @@ def root(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    tie_to_parent()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Return the exit code of a command line. Mistakes of the user's end in one or two lines on stderr."""
     try:
-        code = app(arguments, standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.ClickException as usage:
-        usage.show()
-        return EXIT_USAGE
-    except (KeyboardInterrupt, click.Abort):
-        talk("interrupted")
-        return EXIT_INTERRUPTED
+        app(arguments)  # prints usage errors itself, and ends in SystemExit: 2 for those, 130 when interrupted
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else EXIT_FAILED
     except OperatorError as error:
         talk(f"error: {error.what}\n  {error.hint}")
         return EXIT_FAILED
@@ -97,4 +91,4 @@ def run(arguments: list[str]) -> int:
         for fault in faults:
             talk(f"configuration: {fault}")
         return EXIT_USAGE
-    return code if isinstance(code, int) else 0
+    return 0

@@ -137,6 +137,10 @@ def load(**overrides: Mapping[str, Any]) -> Settings:
         faults.append(f"{_toml_file()}: {error}")
     if faults:
         raise ConfigurationError(tuple(faults))
+    if "url" not in settings.state.model_fields_set:
+        # One folder holds everything that this machine keeps: moving it moves the state along.
+        url = f"sqlite:///{settings.local.data_dir / 'state.db'}"
+        settings = settings.model_copy(update={"state": settings.state.model_copy(update={"url": url})})
     return settings
 
 

@@ -1,0 +1,110 @@
+"""`kinguin-streams doctor`: is everything as it should be, and if not, what to do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from kinguin_streams.cli.settings import Settings
+
+State = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    detail: str
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False) -> None:
+    """Look at settings, Kafka, topics, ingress and state, and say what is wrong and what to do. Exit 1 if anything fails.
+
+    The ingress's books must balance: received = in flight + acked + dead-lettered + refused + pings. What does not run is
+    a warning, since this machine may run only some of the parts.
+    """
+    from kinguin_streams.cli import output
+    from kinguin_streams.cli.settings import load
+
+    settings = load()
+    found = []
+    for diagnosis in _look(settings):
+        found.append(diagnosis)
+        if not as_json:
+            output.result(f"{diagnosis.state:4}  {diagnosis.name}: {diagnosis.detail}")
+    if as_json:
+        output.result_json({"ok": all(one.state != "fail" for one in found), "checks": found})
+    if any(one.state == "fail" for one in found):
+        raise typer.Exit(1)
+
+
+def _look(settings: "Settings") -> Iterator[Diagnosis]:
+    yield Diagnosis("settings", "ok", "usable; `config show` lists them")
+    yield from _ingress(settings)
+    yield from _kafka(settings)
+
+
+def _kafka(settings: "Settings") -> Iterator[Diagnosis]:
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import admin_config
+    from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
+    from kinguin_streams.telemetry.operator_error import OperatorError
+
+    topics = wiring.topics(settings)
+    try:
+        kafka = wiring.kafka(settings)
+        cluster = TopicAdmin(admin_config(kafka)).describe(topics)
+    except OperatorError as error:
+        yield Diagnosis("kafka", "fail", str(error))
+        return
+    yield Diagnosis(
+        "kafka", "ok", f"{kafka.bootstrap_servers}, {cluster.brokers} brokers, cluster {cluster.cluster_id}"
+    )
+    steps = plan(topics, cluster)
+    for step in steps:
+        state: State = "fail" if step.action == "create" else "warn"
+        yield Diagnosis(f"topic {step.topic}", state, f"{step.action}: {step.detail}; `topics apply` mends what it can")
+    if not steps:
+        yield Diagnosis("topics", "ok", "as declared")
+    yield from _state(settings)
+
+
+def _state(settings: "Settings") -> Iterator[Diagnosis]:
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cli.stack import PROJECTIONS
+    from kinguin_streams.cluster.connection import consumer_config
+    from kinguin_streams.cluster.topic_reader import TopicReader
+    from kinguin_streams.consumers import reader
+
+    topics = wiring.topics(settings)
+    topic_reader = TopicReader(
+        consumer_config(wiring.kafka(settings), group_id="kinguin-streams.doctor", client_id="kinguin-streams-doctor")
+    )
+    for projection, events in PROJECTIONS.items():
+        ends = topic_reader.end_offsets([topics.name(event) for event in events])
+        stored = reader.stored_offsets(settings.state.url, projection)
+        behind = sum(max(0, end - stored.get(key, 0)) for key, end in ends.items())
+        state: State = "ok" if behind == 0 else "warn"
+        yield Diagnosis(f"state of {projection}", state, f"{behind} records behind the topics")
+    topic_reader.close()
+
+
+def _ingress(settings: "Settings") -> Iterator[Diagnosis]:
+    from kinguin_streams.cli.admin_port import balance, readiness
+
+    host, port = settings.ingress.host, settings.ingress.admin_port
+    books = balance(host, port)
+    if books is None:
+        yield Diagnosis("ingress", "warn", f"none answers on the admin port {host}:{port}")
+        return
+    ready, why = readiness(host, port)
+    yield Diagnosis("ingress", "ok" if ready else "fail", why.replace("\n", "; "))
+    columns = (
+        f"received {books.received} = in flight {books.in_flight} + acked {books.acked} + dead-lettered "
+        f"{books.dead_lettered} + refused {books.refused} + pings {books.pings}"
+    )
+    yield Diagnosis("ledger", "ok" if books.balances else "fail", columns)

@@ -1,0 +1,459 @@
+"""What `up` does, in order: own the folder, broker, topics, ingress, consumers, sender, live view, verdict, stop."""
+
+import fcntl
+import json
+import math
+import os
+import random
+import secrets as random_secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from confluent_kafka import Message
+
+from kinguin_streams.cli import wiring
+from kinguin_streams.cli.admin_port import balance, readiness
+from kinguin_streams.cli.children import Children
+from kinguin_streams.cli.live_view import LiveView, Numbers
+from kinguin_streams.cli.output import progress, result, result_json, talk
+from kinguin_streams.cli.settings import Settings
+from kinguin_streams.cluster import local_broker
+from kinguin_streams.cluster.connection import admin_config, consumer_config
+from kinguin_streams.cluster.kafka_jars import JarProgress
+from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
+from kinguin_streams.cluster.topic_reader import TopicReader
+from kinguin_streams.consumers import reader
+from kinguin_streams.schemas.events import EVENT_NAMES
+from kinguin_streams.simulator.ledger import FileLedger, LedgerEntry, read_ledger
+from kinguin_streams.simulator.plan import DEFAULT_SPACING_S, plan_deliveries
+from kinguin_streams.simulator.sender import Sender, SenderSettings, SendReport
+from kinguin_streams.simulator.witness import compare, expected_event_id, recompute
+from kinguin_streams.telemetry.logs import configure
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+PROJECTIONS = {"order-state": ("order.status", "order.complete"), "product-changes": ("product.update",)}
+STORE = "default"
+READY_TIMEOUT_S = 60.0
+CATCH_UP_TIMEOUT_S = 60.0
+VIEW_EVERY_S = 0.5
+EXIT_INTERRUPTED = 130
+# The first example of the sender's own document of 2021-03.
+EXAMPLE = '{"kinguinId": 1949, "productId": "5c9b5f6b2539a4e8f172916a", "updatedAt": "2020-10-16T11:24:08+00:00"}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """What the sender is to do."""
+
+    rate_per_s: float
+    for_s: float | None
+    seed: int | None
+    duplicates: float
+    disorder: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether it all adds up, and the numbers that say so."""
+
+    report: SendReport
+    published: Mapping[str, int]
+    lost: int
+    """Webhooks that were acknowledged and are not in their topic."""
+    differences: tuple[str, ...]
+    caught_up: bool
+    orders_by_status: Mapping[str, int]
+    products: int
+
+    @property
+    def state_matches(self) -> bool:
+        """Whether the state equals the independent recomputation."""
+        return self.caught_up and not self.differences
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether all was acknowledged, kept, and is in the state."""
+        return self.report.all_acked and self.lost == 0 and self.state_matches
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM, noticed once and acted on where it is safe; a second one exits at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._notice)
+
+    def _notice(self, number: int, _frame: FrameType | None) -> None:
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+
+
+def run(settings: Settings, simulation: Simulation | None, *, as_json: bool) -> int:
+    """Run the whole stack and return the exit code."""
+    configure("WARNING", settings.log.format)
+    data_dir = settings.local.data_dir.absolute()
+    with ExitStack() as stack:
+        stack.enter_context(_own(data_dir))
+        _refuse_taken_port(settings.ingress.host, settings.ingress.port, "KINGUIN_INGRESS__PORT", "--port")
+        _refuse_taken_port(
+            settings.ingress.host, settings.ingress.admin_port, "KINGUIN_INGRESS__ADMIN_PORT", "--admin-port"
+        )
+        bootstrap_servers = stack.enter_context(_kafka(settings))
+        settings = settings.model_copy(
+            update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})}
+        )
+        _apply_topics(settings)
+        interrupt = _Interrupt()
+        secret, secrets_json = _secrets(settings, data_dir)
+        children = stack.enter_context(
+            Children(
+                data_dir / "logs",
+                {
+                    "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
+                    "KINGUIN_INGRESS__SECRETS": secrets_json,
+                    "KINGUIN_INGRESS__PORT": str(settings.ingress.port),
+                    "KINGUIN_INGRESS__ADMIN_PORT": str(settings.ingress.admin_port),
+                    "KINGUIN_STATE__URL": settings.state.url,
+                    "KINGUIN_LOG__FORMAT": "json",
+                },
+            )
+        )
+        _start_children(settings, children, interrupt)
+        talk(
+            f"ready: webhooks at http://{settings.ingress.host}:{settings.ingress.port}/webhooks, logs in {data_dir / 'logs'}"
+        )
+        if simulation is None:
+            return _stay_up(settings, children, interrupt, secret)
+        return _simulate(settings, simulation, children, interrupt, secret, as_json=as_json)
+
+
+def _stay_up(settings: Settings, children: Children, interrupt: _Interrupt, secret: str) -> int:
+    talk("send the first example of the sender's documentation with:")
+    talk(
+        f"  curl -i http://{settings.ingress.host}:{settings.ingress.port}/webhooks -H 'X-Event-Name: product.update'"
+        f" -H 'X-Event-Secret: {secret}' -H 'Content-Type: aplication/json' -d '{EXAMPLE}'"
+    )
+    talk("Ctrl-C stops everything; the data stay.")
+    with LiveView() as view:
+        while interrupt.number is None:
+            children.check()
+            view.show(_numbers(settings, None))
+            time.sleep(VIEW_EVERY_S)
+    talk("stopping")
+    return EXIT_INTERRUPTED if interrupt.number == signal.SIGINT else 0
+
+
+def _simulate(
+    settings: Settings, simulation: Simulation, children: Children, interrupt: _Interrupt, secret: str, *, as_json: bool
+) -> int:
+    data_dir = settings.local.data_dir.absolute()
+    seed = random.SystemRandom().randrange(1, 1_000_000) if simulation.seed is None else simulation.seed
+    now = datetime.now(UTC).replace(microsecond=0)
+    if simulation.for_s is None:
+        # The sender's clock keeps pace with ours: were it faster, its updatedAt would one day lie in the future.
+        count, start, spacing_s = None, now, 1 / simulation.rate_per_s
+    else:
+        count = math.ceil(simulation.for_s * simulation.rate_per_s)
+        start, spacing_s = now - timedelta(seconds=count * DEFAULT_SPACING_S), DEFAULT_SPACING_S
+    ledger_file = data_dir / "simulator" / "ledger.jsonl"
+    ledger_file.parent.mkdir(parents=True, exist_ok=True)
+    topics_reader = TopicReader(
+        consumer_config(settings.kafka, group_id="kinguin-streams.up", client_id="kinguin-streams-up")
+    )
+    names = [spec.name for spec in wiring.topics(settings).specs]
+    begun = topics_reader.end_offsets(names)
+    with FileLedger(ledger_file) as ledger:
+        sender = Sender(
+            SenderSettings(
+                target=f"http://{settings.ingress.host}:{settings.ingress.port}",
+                secret=secret,
+                store=STORE,
+                rate_per_s=simulation.rate_per_s,
+            ),
+            plan_deliveries(
+                seed,
+                start=start,
+                count=count,
+                duplicates=simulation.duplicates,
+                disorder=simulation.disorder,
+                spacing_s=spacing_s,
+            ),
+            total=count,
+            ledger=ledger,
+        )
+        talk(f"simulating {simulation.rate_per_s:g} webhooks a second, seed {seed}")
+        sender.start()
+        with LiveView() as view:
+            while not sender.wait(VIEW_EVERY_S):
+                children.check()
+                view.show(_numbers(settings, sender.report()))
+                if interrupt.number is not None:
+                    talk("stopping: requests in flight finish")
+                    sender.stop()
+                    sender.wait()
+            caught_up = _catch_up(settings, topics_reader, children)
+            view.show(_numbers(settings, sender.report()))
+    children.stop("ingress")
+    for projection in PROJECTIONS:
+        children.stop(projection)
+    verdict = _judge(settings, topics_reader, sender.report(), begun, ledger_file, caught_up=caught_up)
+    topics_reader.close()
+    _print_verdict(verdict, seed, as_json=as_json)
+    if not verdict.adds_up:
+        return 1
+    return EXIT_INTERRUPTED if interrupt.number == signal.SIGINT else 0
+
+
+def _judge(
+    settings: Settings,
+    topics_reader: TopicReader,
+    report: SendReport,
+    begun: Mapping[tuple[str, int], int],
+    ledger_file: Path,
+    *,
+    caught_up: bool,
+) -> Verdict:
+    """Compare what was sent, by this run and earlier ones of this folder, with the topics and with the state."""
+    topics = wiring.topics(settings)
+    end = topics_reader.end_offsets([spec.name for spec in topics.specs])
+    published = {spec.name: 0 for spec in topics.specs}
+    kept: set[str] = set()
+    for message in topics_reader.read({}, end):
+        topic = str(message.topic())
+        kept.update(
+            value.decode() for name, value in message.headers() or () if name == "ce_id" and isinstance(value, bytes)
+        )
+        published[topic] += int(message.offset() or 0) >= begun.get((topic, int(message.partition() or 0)), 0)
+    entries = list(read_ledger(ledger_file))
+    acked = [entry for entry in entries if entry.acked]
+    # An attempt that got no answer may have landed: what the topics say of it is what the state must say.
+    landed = [entry for entry in entries if entry.acked or _id(entry) in kept]
+    orders, products = _dump(settings, "orders"), _dump(settings, "products")
+    expected = recompute((entry.store, entry.event, entry.body) for entry in landed)
+    return Verdict(
+        report=report,
+        published=published,
+        lost=len({_id(entry) for entry in acked} - kept),
+        differences=tuple(str(difference) for difference in compare(expected, orders, products)),
+        caught_up=caught_up,
+        orders_by_status=reader.orders_by_status(settings.state.url),
+        products=len(products),
+    )
+
+
+def _header(message: Message, wanted: str) -> str:
+    headers: list[tuple[str, bytes]] = message.headers() or []  # type: ignore[assignment]
+    return next((value.decode() for name, value in headers if name == wanted), "")
+
+
+def _id(entry: LedgerEntry) -> str:
+    return expected_event_id(entry.store, entry.event, entry.body)
+
+
+def _dump(settings: Settings, table: str) -> list[dict[str, Any]]:
+    """Return the state as anybody would get it: through the command line."""
+    command = [sys.executable, "-m", "kinguin_streams", "state", "dump", table, "--format", "json"]
+    environment = {**os.environ, "KINGUIN_STATE__URL": settings.state.url}
+    dump = subprocess.run(command, capture_output=True, check=False, env=environment)
+    if dump.returncode != 0:
+        raise OperatorError(
+            "dump_failed", f"`state dump {table}` failed.", dump.stderr.decode(errors="replace").strip()
+        )
+    return [json.loads(line) for line in dump.stdout.splitlines()]
+
+
+def _print_verdict(verdict: Verdict, seed: int, *, as_json: bool) -> None:
+    report = verdict.report
+    for difference in verdict.differences[:10]:
+        talk(f"difference: {difference}")
+    if as_json:
+        result_json(
+            {
+                "sent": report.sent,
+                "acked": report.acked,
+                "published": verdict.published,
+                "orders_by_status": verdict.orders_by_status,
+                "products": verdict.products,
+                "state_matches": verdict.state_matches,
+                "lost": verdict.lost,
+                "attempts": report.attempts,
+                "seed": seed,
+                "adds_up": verdict.adds_up,
+            }
+        )
+        return
+    lines = [
+        f"sent               {report.sent} webhooks in {report.attempts} attempts",
+        f"acknowledged       {report.acked}" + ("" if report.all_acked else f", {report.sent - report.acked} not"),
+        f"lost               {verdict.lost}",
+        *(f"records            {count} in {topic}" for topic, count in verdict.published.items()),
+        "orders             "
+        + (", ".join(f"{n} {status}" for status, n in verdict.orders_by_status.items()) or "none"),
+        f"products           {verdict.products}",
+        "state              "
+        + (
+            "equals the independent recomputation"
+            if verdict.state_matches
+            else f"DIFFERS from the independent recomputation in {len(verdict.differences)} places"
+            if verdict.caught_up
+            else "is BEHIND the topics: the consumers did not catch up"
+        ),
+        "it all adds up" if verdict.adds_up else "it does NOT add up",
+    ]
+    result("\n".join(lines))
+
+
+def _catch_up(settings: Settings, topics_reader: TopicReader, children: Children) -> bool:
+    """Return whether the state has every record that is in the topics now; waits for it, but not for ever."""
+    deadline_s = time.monotonic() + CATCH_UP_TIMEOUT_S
+    topics = wiring.topics(settings)
+    ends = topics_reader.end_offsets([topics.name(event) for event in EVENT_NAMES])
+    while time.monotonic() < deadline_s:
+        children.check()
+        if all(
+            reader.stored_offsets(settings.state.url, projection).get(key, 0) >= end
+            for projection, events in PROJECTIONS.items()
+            for key, end in ends.items()
+            if topics.record(key[0]) in events
+        ):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _numbers(settings: Settings, report: SendReport | None) -> Numbers:
+    books = balance(settings.ingress.host, settings.ingress.admin_port)
+    return Numbers(
+        sent=None if report is None else report.sent,
+        received=0 if books is None else books.received,
+        acked=0 if books is None else books.acked,
+        orders_by_status=reader.orders_by_status(settings.state.url),
+        busiest_products=reader.busiest_products(settings.state.url, 5),
+    )
+
+
+def _start_children(settings: Settings, children: Children, interrupt: _Interrupt) -> None:
+    children.start("ingress", ["ingress"])
+    for projection in PROJECTIONS:
+        children.start(projection, ["consume", projection])
+    deadline_s = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        children.check()
+        ready, why = readiness(settings.ingress.host, settings.ingress.admin_port)
+        if ready:
+            return
+        if interrupt.number is not None:
+            raise KeyboardInterrupt
+        if time.monotonic() > deadline_s:
+            raise OperatorError(
+                "not_ready", f"The ingress is not ready after {READY_TIMEOUT_S:g} s: {why}.", "See its log."
+            )
+        time.sleep(0.1)
+
+
+@contextmanager
+def _own(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder for as long as this `up` lives. Raises OperatorError if it cannot be had."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "up.lock").open("a+")
+    except OSError as error:
+        raise OperatorError(
+            "data_dir_not_writable",
+            f"The data folder {data_dir} cannot be written: {error.strerror}.",
+            "Make it writable, or set KINGUIN_LOCAL__DATA_DIR to another folder.",
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise OperatorError(
+                "data_dir_in_use",
+                f"Another `up` (pid {lock.read().strip() or 'unknown'}) works in {data_dir}.",
+                "Stop it with Ctrl-C, or give this one its own folder (KINGUIN_LOCAL__DATA_DIR) and ports.",
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _kafka(settings: Settings) -> Iterator[str]:
+    """Yield bootstrap servers: the cluster that is set, a local broker that runs already, or one started for this `up`."""
+    if settings.kafka.bootstrap_servers:
+        talk(f"using Kafka at {settings.kafka.bootstrap_servers}")
+        yield settings.kafka.bootstrap_servers
+        return
+    running = local_broker.find(settings.local)
+    if running is not None:
+        talk(f"using the local Kafka that runs already (pid {running.pid}); it stays up. `kafka stop` ends it")
+        yield running.bootstrap_servers
+        return
+    talk("starting Apache Kafka")
+    with progress("fetching Apache Kafka") as update:
+
+        def report(fetched: JarProgress) -> None:
+            update(fetched.jars_done, fetched.jars_total, fetched.note)
+
+        broker = local_broker.start(settings.local, report=report)
+    talk(f"Kafka listens on {broker.bootstrap_servers}; its log is {broker.log_file}")
+    try:
+        yield broker.bootstrap_servers
+    finally:
+        broker.stop()
+
+
+def _apply_topics(settings: Settings) -> None:
+    admin, topics = TopicAdmin(admin_config(settings.kafka)), wiring.topics(settings)
+    steps = plan(topics, admin.describe(topics))
+    admin.apply(steps)
+    for step in steps:
+        talk(f"topic {step.topic}: {step.action}: {step.detail}")
+
+
+def _secrets(settings: Settings, data_dir: Path) -> tuple[str, str]:
+    """Return the secret of the default store, and all secrets as JSON; makes one where none is set, and keeps it."""
+    live = {
+        store: [secret.get_secret_value() for secret in values] for store, values in settings.ingress.secrets.items()
+    }
+    if live and STORE not in live:
+        raise OperatorError(
+            "no_default_store",
+            f'KINGUIN_INGRESS__SECRETS has no store "{STORE}", to which `up` sends.',
+            f'Add one, or unset it: `up` then makes {{"{STORE}": ["…"]}} itself.',
+        )
+    if not live:
+        file = data_dir / "secret"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(random_secrets.token_hex(16))  # 32 characters: the dashboard is said to take no more
+        live = {STORE: [file.read_text().strip()]}
+        talk(f"X-Event-Secret is {live[STORE][0]} (kept in {file})")
+    return live[STORE][0], json.dumps(live)
+
+
+def _refuse_taken_port(host: str, port: int, setting: str, option: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OperatorError(
+                "port_taken",
+                f"Cannot listen on {host}:{port}: {error.strerror}.",
+                f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} or {option}.",
+            ) from error

@@ -1,0 +1,74 @@
+"""Reads a fixed stretch of topics: from offsets to offsets, no group, always ends."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+REQUEST_TIMEOUT_S = 15.0
+SILENCE_TIMEOUT_S = 30.0
+Offsets = Mapping[tuple[str, int], int]
+"""(topic, partition) to offset."""
+
+
+class TopicReader:
+    """A consumer that belongs to no group."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """config: from cluster.connection.consumer_config; its group is never joined."""
+        self._consumer = Consumer({**config, "enable.partition.eof": True}, logger=CLIENT_LOGGER)
+
+    def end_offsets(self, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+        """Return the offset after the last record of every partition; a topic that does not exist has none."""
+        ends: dict[tuple[str, int], int] = {}
+        metadata = self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S)
+        for topic in topics:
+            if topic in metadata.topics:
+                for partition in metadata.topics[topic].partitions:
+                    _, end = self._consumer.get_watermark_offsets(
+                        TopicPartition(topic, partition), timeout=REQUEST_TIMEOUT_S
+                    )
+                    ends[topic, partition] = end
+        return ends
+
+    def read(self, start: Offsets, end: Offsets) -> Iterator[Message]:
+        """Yield every record from `start` (the beginning where it says nothing) up to, not including, `end`.
+
+        Records that retention has taken are not there to be yielded. Raises OperatorError("kafka_silent") if the
+        cluster stops answering in between.
+        """
+        positions = {key: start.get(key, 0) for key in end if start.get(key, 0) < end[key]}
+        if not positions:
+            return
+        self._consumer.assign([TopicPartition(topic, part, offset) for (topic, part), offset in positions.items()])
+        try:
+            open_parts = set(positions)
+            while open_parts:
+                message = self._consumer.poll(SILENCE_TIMEOUT_S)
+                if message is None:
+                    raise OperatorError(
+                        "kafka_silent",
+                        f"Kafka sent nothing for {SILENCE_TIMEOUT_S:g} s while records were to be read.",
+                        "Check that the cluster is up, and read again.",
+                    )
+                key = (str(message.topic()), int(message.partition() or 0))
+                offset = int(message.offset() or 0)
+                if (error := message.error()) is not None:
+                    if error.code() != KafkaError._PARTITION_EOF:
+                        raise KafkaException(error)
+                    next_offset = offset  # the end of a partition is told as the offset that the next record will have
+                else:
+                    next_offset = offset + 1
+                    if offset < end[key]:
+                        yield message
+                if next_offset >= end[key]:
+                    open_parts.discard(key)
+        finally:
+            self._consumer.unassign()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
