@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ _OWNER_FILE = "broker.json"
 _VERSION_FILE = "kafka-version"
 _JAVA_VARIABLES = ("CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
 
+# The brokers that this process started, by pid, until they are gone. Kept here and not in the handles: a handle may be
+# dropped while its broker runs on, and Python's Popen complains when it is collected with a live child.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
 _log = structlog.get_logger(__name__)
 
 
@@ -58,7 +62,6 @@ class LocalBroker:
     bootstrap_servers: str
     cluster_id: str
     pid: int
-    _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def log_file(self) -> Path:
@@ -66,8 +69,8 @@ class LocalBroker:
 
     def is_alive(self) -> bool:
         """Return whether the process still runs; it may be too busy, or stopped, to answer."""
-        if self._child is not None:
-            return self._child.poll() is None
+        if (child := _children.get(self.pid)) is not None:
+            return child.poll() is None
         owner = _owner(self.data_dir / "kafka")
         return owner is not None and owner.pid == self.pid
 
@@ -78,15 +81,17 @@ class LocalBroker:
         acknowledged record, but the next start takes longer.
         """
         if not self.is_alive():
+            _children.pop(self.pid, None)
             return True
         os.kill(self.pid, signal.SIGTERM)
         if self._wait_until_gone(timeout_s):
-            exit_code = self._child.returncode if self._child else None
-            _log.info("local broker stopped", pid=self.pid, clean=exit_code in (CLEAN_EXIT, None))
+            child = _children.pop(self.pid, None)
+            _log.info("local broker stopped", pid=self.pid, clean=child is None or child.returncode == CLEAN_EXIT)
             return True
         _log.warning("local broker killed: it did not stop", pid=self.pid, timeout_s=timeout_s)
         os.kill(self.pid, signal.SIGKILL)
         self._wait_until_gone(timeout_s)
+        _children.pop(self.pid, None)
         return False
 
     def _wait_until_gone(self, timeout_s: float) -> bool:
@@ -125,6 +130,7 @@ def start(
             cluster_id = _cluster_id(home) or _format(home, settings, java, lock)
             seen_log_bytes = _size(home / local_config.SERVER_LOG)
             child = _spawn(home, java("kafka.Kafka", local_config.PROPERTIES_FILE), lock)
+            _children[child.pid] = child
         except OSError as exc:
             raise _not_writable(home, exc) from exc
         try:
@@ -135,12 +141,12 @@ def start(
                 bootstrap_servers=bootstrap_servers,
                 cluster_id=cluster_id,
                 pid=child.pid,
-                _child=child,
             )
             _wait_until_usable(broker, start_timeout_s, seen_log_bytes)
         except BaseException:  # Ctrl-C too: nobody would know of a broker that start() did not return
             child.kill()
             child.wait()
+            del _children[child.pid]
             raise
     _log.info("local broker started", pid=child.pid, bootstrap_servers=bootstrap_servers, cluster_id=cluster_id)
     return broker
@@ -443,7 +449,7 @@ def _wait_until_usable(broker: LocalBroker, timeout_s: float, seen_log_bytes: in
 def _refuse_dead_or_late(
     broker: LocalBroker, home: Path, deadline_s: float, timeout_s: float, seen_log_bytes: int
 ) -> None:
-    if broker._child is not None and (exit_code := broker._child.poll()) is not None:
+    if (exit_code := _children[broker.pid].poll()) is not None:
         raise _failed(home, f"it ended while starting (exit {exit_code})", seen_log_bytes)
     if time.monotonic() > deadline_s:
         raise _failed(home, f"it was not usable within {timeout_s:.0f} s", seen_log_bytes)
