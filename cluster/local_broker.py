@@ -521,7 +521,7 @@ def _failed(home: Path, what: str, seen_log_bytes: int) -> OperatorError:
     return OperatorError(
         "broker_failed",
         "\n  ".join([f"The local broker could not be started: {what}.", *lines]),
-        f"\nThe whole story is in {server_log} and {home / local_config.CONSOLE_LOG}.",
+        f"The whole story is in {server_log} and {home / local_config.CONSOLE_LOG}.",
     )
 
 
