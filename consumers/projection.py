@@ -1,0 +1,76 @@
+"""What a projection is: values and pure functions, from which the runtime makes state. Imports no client and no database.
+
+A projection never sees offsets to commit, transactions or retries: it says which events it takes, which key an event
+belongs to, and what an event makes of a state. The result should not depend on the order or the number of arrivals:
+the sender promises neither, and a partition is read again from the last stored offset after a crash.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from kinguin_streams.schemas.events import Event, EventName
+
+E = TypeVar("E", bound=Event)
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class StateKey(NamedTuple):
+    """Whose state it is: the store, and the sender's id of the order or product as text."""
+
+    store: str
+    id: str
+
+
+class Received(msgspec.Struct, Generic[E], frozen=True, gc=False):
+    """One event, and where it lies in Kafka."""
+
+    event: E
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int | None
+    """The record's own time: when the ingress received the event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldProjection(Generic[E, S]):
+    """One state for each key, made by a pure fold.
+
+    name: as in `consume NAME`; also names the consumer group and the rows in the database.
+    version: raise it whenever the fold would make another state of the same events; old state is then refused.
+    events: the events it takes, each from its own topic.
+    state_type: a msgspec Struct; it is stored as JSON.
+    key: the key of an event; events of one key must share their record key, so that they share a partition number.
+    fold: the state after an event. None stands for no state yet. Returning the very state that was given says that
+        nothing has changed, and nothing is written.
+    """
+
+    name: str
+    version: int
+    events: tuple[EventName, ...]
+    state_type: type[S]
+    key: Callable[[E], StateKey]
+    fold: Callable[[S | None, Received[E]], S]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsProjection(Generic[E]):
+    """One row for each distinct event; the table's primary key is what makes two deliveries the same event.
+
+    table: a table of consumers/tables.py. Besides its own columns it has `generation`, the provenance (`received_at_ms`,
+        `topic`, `partition`, `offset`) and `set_aside`. Of several deliveries of one event the smallest position is
+        kept, and it is set aside only if all of them were.
+    row: the columns of an event but `generation`. Pure.
+    """
+
+    name: str
+    version: int
+    events: tuple[EventName, ...]
+    table: str
+    row: Callable[[Received[E]], Mapping[str, Any]]
+
+
+Projection = FoldProjection[Any, Any] | RowsProjection[Any]

@@ -1,0 +1,259 @@
+"""State and offsets in one transaction: the place where "each record takes effect exactly once" is kept.
+
+Nothing but the database decides who may write. A process that has lost its partition, whatever it still believes,
+finds another offset there than the one it read, and its transaction is undone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, Table, and_, case, not_, or_, select, tuple_, update
+from sqlalchemy.dialects.sqlite import Insert, insert
+
+from kinguin_streams.consumers import database, tables
+from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
+from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+FIRST_GENERATION = 1
+# SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; a statement of this size is parsed in no time.
+KEYS_PER_SELECT = 500
+
+
+class PartitionSource(NamedTuple):
+    """A partition that no other can be mistaken for: a topic made anew has its old name and another id."""
+
+    cluster_id: str
+    topic_id: str
+    topic: str
+    partition: int
+
+
+class Advance(NamedTuple):
+    """A partition's offsets [expected, next_offset) take effect with this batch. expected None: nothing ever has."""
+
+    source: PartitionSource
+    expected: int | None
+    next_offset: int
+
+
+class LostPartition(OperatorError):
+    """Another process has written this partition's offset since this one read it. Stop: its view of the state is old."""
+
+    def __init__(self, projection: str, advance: Advance) -> None:
+        partition = f"{advance.source.topic}/{advance.source.partition}"
+        super().__init__(
+            "lost_partition",
+            f"Another process has taken over {partition} of {projection}: its stored offset is not {advance.expected} "
+            "any more. The batch in hand was undone.",
+            "Nothing is lost or counted twice. Start this consumer again; if it recurs, two groups share one database.",
+        )
+
+
+class StateStore:
+    """The states of one projection, in its live generation."""
+
+    def __init__(self, settings: StateSettings, projection: Projection) -> None:
+        """Open the database, and make it if it is new.
+
+        Raises OperatorError: those of consumers/database.py, or "projection_version" if another version of the fold
+        has made the state.
+        """
+        self._settings = settings
+        self._projection = projection
+        self._engine: Engine = database.open_for_writing(settings)
+        database.prepare(self._engine, settings)
+        self._writer: _FoldWriter | _RowsWriter
+        with database.explained(settings), self._engine.begin() as connection:
+            generation = _live_generation(connection, projection)
+        if isinstance(projection, FoldProjection):
+            self._writer = _FoldWriter(projection, generation)
+        else:
+            self._writer = _RowsWriter(projection, generation)
+        self._generation = generation
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, so that a test may listen to its transactions."""
+        return self._engine
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self._engine.dispose()
+
+    def offsets(self, cluster_id: str, topic_ids: Mapping[str, str]) -> dict[PartitionSource, int]:
+        """Return the next offset of each partition of these topics (name to id) that has ever taken effect.
+
+        Raises OperatorError("cluster_changed") or ("topic_replaced") if the state was made from other records: reading
+        on at its offsets would skip what the new topic holds below them, silently.
+        """
+        table = tables.projection_offset
+        statement = select(table.c.cluster_id, table.c.topic_id, table.c.topic, table.c.partition, table.c.next_offset)
+        mine = and_(
+            table.c.projection == self._projection.name,
+            table.c.generation == self._generation,
+            table.c.topic.in_(list(topic_ids)),
+        )
+        with database.explained(self._settings), self._engine.connect() as connection:
+            rows = connection.execute(statement.where(mine)).all()
+        found: dict[PartitionSource, int] = {}
+        for *source_columns, next_offset in rows:
+            source = PartitionSource(*source_columns)
+            if source.cluster_id != cluster_id:
+                raise OperatorError(
+                    "cluster_changed",
+                    f"The state of {self._projection.name} was made from the Kafka cluster {source.cluster_id}; "
+                    f"this one is {cluster_id}.",
+                    _NEW_DATABASE_HINT,
+                )
+            if source.topic_id != topic_ids[source.topic]:
+                raise OperatorError(
+                    "topic_replaced",
+                    f"The topic {source.topic} has been deleted and made anew: the state of {self._projection.name} "
+                    f"stands on its predecessor ({source.topic_id}; now {topic_ids[source.topic]}).",
+                    _NEW_DATABASE_HINT,
+                )
+            found[source] = next_offset
+        return found
+
+    def apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance]) -> None:
+        """Let a batch take effect, and move its partitions' offsets: both or neither, and only once.
+
+        Raises LostPartition, or an OperatorError of consumers/database.py; nothing has happened then.
+        """
+        with database.explained(self._settings), self._engine.begin() as connection:
+            # On SQLite, BEGIN IMMEDIATE has shut out every other writer, so the rows need no lock of their own.
+            for advance in sorted(advances):
+                self._advance(connection, advance)
+            self._writer.write(connection, batch)
+
+    def _advance(self, connection: Connection, advance: Advance) -> None:
+        table = tables.projection_offset
+        key = {
+            "projection": self._projection.name,
+            "generation": self._generation,
+            **advance.source._asdict(),
+        }
+        statement: Any
+        if advance.expected is None:
+            statement = insert(table).values(**key, next_offset=advance.next_offset).on_conflict_do_nothing()
+        else:
+            statement = update(table).values(next_offset=advance.next_offset)
+            statement = statement.where(*(table.c[column] == value for column, value in key.items()))
+            statement = statement.where(table.c.next_offset == advance.expected)
+        if connection.execute(statement).rowcount != 1:
+            raise LostPartition(self._projection.name, advance)
+
+
+_NEW_DATABASE_HINT = (
+    "Set KINGUIN_STATE__URL to a new database: the state is then made anew, from the earliest offset of every topic."
+)
+
+
+class _FoldWriter:
+    """Loads the states of a batch, folds it in, and writes what has changed, in the order of the keys."""
+
+    def __init__(self, projection: FoldProjection[Any, Any], generation: int) -> None:
+        self._key = projection.key
+        self._fold = projection.fold
+        self._scope = {"projection": projection.name, "generation": generation}
+        self._decode = msgspec.json.Decoder(projection.state_type).decode
+        self._encode = msgspec.json.Encoder().encode
+        table = tables.projection_state
+        self._select = select(table.c.id, table.c.state).where(
+            table.c.projection == projection.name, table.c.generation == generation
+        )
+        upsert = insert(table)
+        self._upsert = upsert.on_conflict_do_update(
+            index_elements=list(table.primary_key),
+            set_={"state": upsert.excluded.state, "revision": table.c.revision + 1},
+        )
+
+    def write(self, connection: Connection, batch: Sequence[Received[Any]]) -> None:
+        by_key: dict[StateKey, list[Received[Any]]] = {}
+        for received in batch:
+            by_key.setdefault(self._key(received.event), []).append(received)
+        keys = sorted(by_key)
+        states = self._load(connection, keys)
+        changed: list[dict[str, Any]] = []
+        for key in keys:
+            before = state = states.get(key)
+            for received in by_key[key]:
+                state = self._fold(state, received)
+            if state is not before:
+                text = self._encode(state).decode()
+                changed.append({**self._scope, "store": key.store, "id": key.id, "state": text, "revision": 1})
+        if changed:
+            connection.execute(self._upsert, changed)
+
+    def _load(self, connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Any]:
+        table = tables.projection_state
+        states: dict[StateKey, Any] = {}
+        for store, its_keys in groupby(keys, key=lambda key: key.store):
+            # Store by store: for `(store, id) IN (…)` SQLite 3.40 scans the whole projection (EXPLAIN QUERY PLAN).
+            of_store = self._select.where(table.c.store == store)
+            for ids in _chunks([key.id for key in its_keys], KEYS_PER_SELECT):
+                for id_, text in connection.execute(of_store.where(table.c.id.in_(ids))):
+                    states[StateKey(store, id_)] = self._decode(text)
+        return states
+
+
+class _RowsWriter:
+    """Writes a row for each event. Of several deliveries of one event the smallest position is kept."""
+
+    def __init__(self, projection: RowsProjection[Any], generation: int) -> None:
+        self._row = projection.row
+        self._generation = generation
+        self._table = tables.metadata.tables[projection.table]
+        self._upsert = _keep_smallest_position(self._table)
+
+    def write(self, connection: Connection, batch: Sequence[Received[Any]]) -> None:
+        rows = [{"generation": self._generation, **self._row(received)} for received in batch]
+        if rows:
+            key_columns = [column.name for column in self._table.primary_key]
+            rows.sort(key=lambda row: [row[column] for column in key_columns])
+            connection.execute(self._upsert, rows)
+
+
+def _keep_smallest_position(table: Table) -> Insert:
+    """Return an upsert whose result does not depend on the order of the deliveries of one event."""
+    new = insert(table)
+    position = ("topic", "partition", "offset")
+    is_smaller = tuple_(*(new.excluded[column] for column in position)) < tuple_(
+        *(table.c[column] for column in position)
+    )
+    is_plausible_now = and_(table.c.set_aside, not_(new.excluded.set_aside))
+    return new.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_={
+            "set_aside": and_(table.c.set_aside, new.excluded.set_aside),
+            **{
+                column: case((is_smaller, new.excluded[column]), else_=table.c[column])
+                for column in (*position, "received_at_ms")
+            },
+        },
+        where=or_(is_smaller, is_plausible_now),
+    )
+
+
+def _live_generation(connection: Connection, projection: Projection) -> int:
+    table = tables.projection
+    first = insert(table).values(name=projection.name, live_generation=FIRST_GENERATION, version=projection.version)
+    connection.execute(first.on_conflict_do_nothing())
+    generation, version = connection.execute(
+        select(table.c.live_generation, table.c.version).where(table.c.name == projection.name)
+    ).one()
+    if version != projection.version:
+        raise OperatorError(
+            "projection_version",
+            f"The state of {projection.name} was made by version {version} of its fold; this is version "
+            f"{projection.version}.",
+            _NEW_DATABASE_HINT,
+        )
+    return int(generation)
+
+
+def _chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
