@@ -1,0 +1,202 @@
+"""The table of answers, without HTTP and without Kafka: from (headers, body) to what is to be done."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinguin_streams.ingress.decide import (
+    INVALID_REASONS,
+    MAX_KEPT_NAME_CHARACTERS,
+    Accepted,
+    Decision,
+    Delivery,
+    Invalid,
+    Ping,
+    Refused,
+    decide,
+)
+from kinguin_streams.ingress.secrets import Secrets
+from kinguin_streams.schemas.events import StoreName
+
+SECRETS = Secrets({"default": ["current-secret", "next-secret"], "shop-2": ["other-secret"]})
+BODY = b'{"orderId": "A", "status": "processing", "updatedAt": "2020-10-16T11:24:08+00:00"}'
+GOOD = Delivery(
+    store=StoreName("default"),
+    event_name="order.status",
+    secret=b"current-secret",
+    content_type="aplication/json",
+    content_encoding=None,
+    kept_headers=(("X-Event-Name", b"order.status"),),
+    body=BODY,
+    received_at_ms=1_700_000_000_000,
+)
+
+
+def decision(**changes: object) -> Decision:
+    return decide(replace(GOOD, **changes), SECRETS)  # type: ignore[arg-type]
+
+
+def reason_of(decided: Decision) -> str:
+    assert isinstance(decided, Invalid)
+    return decided.dead_letter.reason
+
+
+def test_right_secret_known_event_valid_payload_is_an_event() -> None:
+    decided = decision()
+    assert isinstance(decided, Accepted)
+    assert (decided.event.record_name, decided.event.key, decided.event.raw) == ("order.status", "A", BODY)
+
+
+def test_each_live_secret_is_right_while_one_replaces_another() -> None:
+    assert isinstance(decision(secret=b"next-secret"), Accepted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"event_name": None, "secret": None, "body": b""}, Ping(), id="nothing at all is a ping"),
+        pytest.param({"event_name": None, "secret": None}, Refused("headers_missing"), id="a body without its headers"),
+        pytest.param({"secret": None}, Refused("wrong_secret"), id="an event name without a secret"),
+        pytest.param({"secret": None, "body": b""}, Refused("wrong_secret"), id="the same without a body"),
+        pytest.param({"secret": b""}, Refused("wrong_secret"), id="an empty secret"),
+        pytest.param(
+            {"event_name": None, "secret": b"", "body": b""}, Refused("wrong_secret"), id="empty is not absent"
+        ),
+        pytest.param({"secret": b"other-secret"}, Refused("wrong_secret"), id="the secret of another store"),
+        pytest.param(
+            {"secret": b"wrong", "event_name": "x.y", "body": b"{"}, Refused("wrong_secret"), id="wrong in all"
+        ),
+    ],
+)
+def test_who_is_not_authenticated_learns_nothing_and_nothing_is_kept(
+    changes: dict[str, object], expected: Decision
+) -> None:
+    assert decision(**changes) == expected
+
+
+def test_no_content_is_looked_at_before_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not_run(*_: object) -> None:
+        pytest.fail("content was read of a request that is not authenticated")
+
+    monkeypatch.setattr("kinguin_streams.ingress.decide.read_event", must_not_run)
+    monkeypatch.setattr("kinguin_streams.ingress.decide._check_encoding", must_not_run)
+    assert decision(secret=b"wrong") == Refused("wrong_secret")
+
+
+# --- order of the checks on content ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param(
+            {"content_encoding": "gzip", "event_name": "x", "body": b"{"}, "unsupported_encoding", id="encoding"
+        ),
+        pytest.param({"event_name": None, "body": b"{"}, "missing_event_name", id="then the event's name"),
+        pytest.param({"event_name": "", "body": b"{"}, "missing_event_name", id="which may be empty"),
+        pytest.param({"event_name": "order.created", "body": b"{"}, "unknown_event", id="or unknown"),
+        pytest.param({"event_name": "Order.Status"}, "unknown_event", id="in exactly this spelling"),
+        pytest.param({"event_name": "order.status, order.status"}, "unknown_event", id="once"),
+        pytest.param({"body": b""}, "malformed_json", id="then the body, also an empty one with headers"),
+    ],
+)
+def test_what_is_authenticated_and_bad_is_a_dead_letter_with_the_first_fault(
+    changes: dict[str, object], reason: str
+) -> None:
+    assert reason_of(decision(**changes)) == reason
+
+
+def test_a_dead_letter_keeps_the_body_byte_for_byte_and_what_was_allowed_of_the_headers() -> None:
+    decided = decision(event_name="order.created", body=b"\x00\xff{")
+    assert isinstance(decided, Invalid)
+    letter = decided.dead_letter
+    assert (letter.origin, letter.store, letter.event, letter.body) == (
+        "ingress",
+        "default",
+        "order.created",
+        b"\x00\xff{",
+    )
+    assert (letter.body_size, letter.body_sha256) == (3, hashlib.sha256(b"\x00\xff{").hexdigest())
+    assert letter.headers == GOOD.kept_headers
+    assert letter.failed_at_ms == GOOD.received_at_ms
+
+
+def test_a_long_event_name_is_cut_in_the_dead_letter() -> None:
+    decided = decision(event_name="x" * 10_000)
+    assert isinstance(decided, Invalid)
+    assert decided.dead_letter.event == "x" * MAX_KEPT_NAME_CHARACTERS
+
+
+def test_a_retry_of_a_bad_delivery_has_the_same_id() -> None:
+    first, later = decision(body=b"{"), decision(body=b"{", received_at_ms=GOOD.received_at_ms + 60_000)
+    assert isinstance(first, Invalid)
+    assert isinstance(later, Invalid)
+    assert first.dead_letter.dead_letter_id == later.dead_letter.dead_letter_id
+
+
+# --- encodings ---
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "aplication/json",
+        "application/json",
+        "application/json; charset=utf-8",
+        'application/json;charset="UTF-8"',
+        "application/json; charset=utf8",
+        "text/plain; charset=us-ascii",
+        "application/x-www-form-urlencoded",
+        "application/octet-stream",
+        "multipart/form-data; boundary=x",
+        "nonsense",
+    ],
+)
+def test_row_26_any_content_type_passes_in_utf_8(content_type: str | None) -> None:
+    assert isinstance(decision(content_type=content_type), Accepted)
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "iso-8859-1", "latin-1", "UTF-7", "", "utf-8x", '"utf-16', "'utf-8'"])
+def test_row_26_another_charset_is_unsupported(charset: str) -> None:
+    assert reason_of(decision(content_type=f"application/json; charset={charset}")) == "unsupported_encoding"
+
+
+@pytest.mark.parametrize("encoding", [None, "", "identity", " Identity "])
+def test_row_26_no_content_encoding_passes(encoding: str | None) -> None:
+    assert isinstance(decision(content_encoding=encoding), Accepted)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", "x"])
+def test_row_26_a_content_encoding_is_unsupported(encoding: str) -> None:
+    assert reason_of(decision(content_encoding=encoding)) == "unsupported_encoding"
+
+
+HEADER = st.none() | st.text(st.characters(max_codepoint=255), max_size=60)
+
+
+@settings(max_examples=300)
+@given(
+    event_name=HEADER | st.sampled_from(["order.status", "product.update"]),
+    secret=st.none() | st.binary(max_size=40) | st.just(b"current-secret"),
+    content_type=HEADER | st.text(st.characters(max_codepoint=255), max_size=30).map("a/b; charset={}".format),
+    content_encoding=HEADER,
+    body=st.binary(max_size=80),
+)
+def test_every_request_that_http_can_carry_gets_one_of_four_decisions(
+    event_name: str | None, secret: bytes | None, content_type: str | None, content_encoding: str | None, body: bytes
+) -> None:
+    decided = decision(
+        event_name=event_name, secret=secret, content_type=content_type, content_encoding=content_encoding, body=body
+    )
+    if isinstance(decided, Invalid):
+        assert decided.dead_letter.reason in INVALID_REASONS
+        assert decided.dead_letter.body == body
+    elif isinstance(decided, Accepted):
+        assert decided.event.raw == body
+    else:
+        assert isinstance(decided, Ping | Refused)
