@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from fastavro import schemaless_reader, schemaless_writer
 
+from kinguin_streams.schemas import money
 from kinguin_streams.schemas.events import DeadLetter, OrderComplete, OrderStatus, ProductUpdate, Record, RecordName
 from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, shipped
 
@@ -91,7 +92,11 @@ class Decoder:
         if value is None:
             raise UndecodableRecord("no_value", "the record has no value")
         schema, body = self._explain(value)
-        return _FROM_AVRO[schema.record](_read_body(schema, body))
+        fields = _read_body(schema, body)
+        try:
+            return _FROM_AVRO[schema.record](fields)
+        except ValueError as error:
+            raise _not_canonical(schema) from error
 
     def _explain(self, value: bytes) -> tuple[SchemaVersion, bytes]:
         if value.startswith(SINGLE_OBJECT_MARKER):
@@ -134,11 +139,19 @@ def _read_body(schema: SchemaVersion, body: bytes) -> dict[str, Any]:
         raise UndecodableRecord("trailing_bytes", f"{len(body) - source.tell()} bytes follow the {schema.record}")
     # fastavro reads union index -1 as the last branch, a negative length as "all that is left" and overlong varints as
     # short ones. Writing the record again is the one check that none of these passes.
-    if _write_body(schema, fields) != body:
-        raise UndecodableRecord(
-            "not_canonical", f"no writer of {schema.record} version {schema.version} wrote these bytes"
-        )
+    try:
+        canonical = _write_body(schema, fields)
+    except ValueError as error:  # read as an int, and too large for one
+        raise _not_canonical(schema) from error
+    if canonical != body:
+        raise _not_canonical(schema)
     return fields
+
+
+def _not_canonical(schema: SchemaVersion) -> UndecodableRecord:
+    return UndecodableRecord(
+        "not_canonical", f"no writer of {schema.record} version {schema.version} wrote these bytes"
+    )
 
 
 def _product_update_to_avro(record: ProductUpdate) -> dict[str, Any]:
@@ -152,7 +165,7 @@ def _product_update_to_avro(record: ProductUpdate) -> dict[str, Any]:
         "updatedAt": record.updated_at_ms,
         "qty": record.qty,
         "textQty": record.text_qty,
-        "price": record.price,
+        "price": None if record.price is None else money.to_wire(record.price),
         "priceRounded": record.price_rounded,
         # A list: fastavro takes a tuple for a hint (branch name, value).
         "cheapestOfferId": None if record.cheapest_offer_ids is None else list(record.cheapest_offer_ids),
@@ -162,6 +175,7 @@ def _product_update_to_avro(record: ProductUpdate) -> dict[str, Any]:
 
 def _product_update_from_avro(fields: dict[str, Any]) -> ProductUpdate:
     offers = fields.get("cheapestOfferId")
+    price = fields.get("price")
     return ProductUpdate(
         event_id=fields["eventId"],
         store=fields["store"],
@@ -171,7 +185,7 @@ def _product_update_from_avro(fields: dict[str, Any]) -> ProductUpdate:
         updated_at_ms=fields["updatedAt"],
         qty=fields.get("qty"),
         text_qty=fields.get("textQty"),
-        price=fields.get("price"),
+        price=None if price is None else money.from_wire(price),
         price_rounded=fields.get("priceRounded", False),
         cheapest_offer_ids=None if offers is None else tuple(offers),
         raw=fields["raw"],

@@ -26,7 +26,7 @@ class SchemaVersion:
     fingerprint: bytes
     """CRC-64-AVRO of the Parsing Canonical Form, 8 bytes, little-endian as in single-object encoding."""
     wire: Any
-    """Parsed for fastavro, times left as integers: the bytes are the same, and no datetime is made or needed."""
+    """Parsed for fastavro without logical types: times are integers, money is bytes. What is written is the same."""
 
 
 class SchemaCatalogue:
@@ -74,7 +74,7 @@ def read_version(record: RecordName, version: int, text: str) -> SchemaVersion:
         version=version,
         text=text,
         fingerprint=fingerprint_of(text),
-        wire=parse_schema(_times_as_integers(schema)),
+        wire=parse_schema(_without_logical_types(schema)),
     )
 
 
@@ -94,12 +94,8 @@ def _avsc_files(folder: Traversable) -> list[Traversable]:
     return [file for file in folder.iterdir() if file.name.endswith(".avsc")]
 
 
-def _times_as_integers(schema: Any) -> Any:
-    """Return the schema without timestamp-millis, in which nothing else has changed."""
+def _without_logical_types(schema: Any) -> Any:
+    """Return the schema in which a logical type is the type that carries it; nothing else has changed."""
     if isinstance(schema, Mapping):
-        return {
-            key: _times_as_integers(value)
-            for key, value in schema.items()
-            if not (key == "logicalType" and value == "timestamp-millis")
-        }
-    return [_times_as_integers(part) for part in schema] if isinstance(schema, list) else schema
+        return {key: _without_logical_types(value) for key, value in schema.items() if key != "logicalType"}
+    return [_without_logical_types(part) for part in schema] if isinstance(schema, list) else schema
