@@ -214,7 +214,7 @@ def _price(sent: msgspec.Raw) -> tuple[Decimal | None, bool]:
         exact = Decimal(number)
     except InvalidOperation as error:  # an exponent of 19 digits
         raise InvalidWebhook("number_out_of_range", "price has an exponent that is out of range") from error
-    if abs(exact) < MAX_PRICE:
+    if exact.copy_abs() < MAX_PRICE:  # abs() would round to 28 digits, and raises Overflow for 1e1000000
         price = exact.quantize(_PRICE_STEP, rounding=ROUND_HALF_EVEN)
         if abs(price) < MAX_PRICE:
             return price, price != exact
