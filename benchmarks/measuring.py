@@ -1,0 +1,75 @@
+"""What the benchmarks share: a broker of their own, child processes, free ports, and medians."""
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+
+from kinguin_streams.cluster import local_broker
+from kinguin_streams.cluster.connection import admin_config
+from kinguin_streams.cluster.settings import KafkaSettings, LocalSettings
+from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
+from kinguin_streams.schemas.topics import topics
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def kafka() -> Iterator[str]:
+    """Yield the bootstrap servers of a real Kafka with our topics, made for this run and gone after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = LocalSettings(data_dir=Path(folder), kafka_port=free_port(), controller_port=free_port(), heap="1g")
+        broker = local_broker.start(settings)
+        try:
+            admin = TopicAdmin(admin_config(KafkaSettings(bootstrap_servers=broker.bootstrap_servers)))
+            admin.apply(plan(topics(), admin.describe(topics())))
+            yield broker.bootstrap_servers
+        finally:
+            broker.stop()
+
+
+@contextmanager
+def process(command: Sequence[str], environment: dict[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command until the block ends."""
+    child = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL)
+    try:
+        yield child
+    finally:
+        child.terminate()
+        child.wait(timeout=30)
+
+
+def wait_for(url: str, timeout_s: float = 30) -> None:
+    """Return once the URL answers 2xx."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - an address of our own
+                return
+        except (URLError, ConnectionError):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.1)
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median."""
+    return statistics.median(values)
+
+
+def say(message: str) -> None:
+    """Talk on stderr."""
+    print(message, file=sys.stderr, flush=True)
