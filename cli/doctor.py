@@ -75,21 +75,21 @@ def _kafka(settings: "Settings") -> Iterator[Diagnosis]:
 
 def _state(settings: "Settings") -> Iterator[Diagnosis]:
     from kinguin_streams.cli import wiring
-    from kinguin_streams.cli.stack import PROJECTIONS
     from kinguin_streams.cluster.connection import consumer_config
     from kinguin_streams.cluster.topic_reader import TopicReader
     from kinguin_streams.consumers import reader
+    from kinguin_streams.consumers.samples import SAMPLES
 
     topics = wiring.topics(settings)
     topic_reader = TopicReader(
         consumer_config(wiring.kafka(settings), group_id="kinguin-streams.doctor", client_id="kinguin-streams-doctor")
     )
-    for projection, events in PROJECTIONS.items():
-        ends = topic_reader.end_offsets([topics.name(event) for event in events])
-        stored = reader.stored_offsets(settings.state.url, projection)
+    for projection in SAMPLES:
+        ends = topic_reader.end_offsets([topics.name(event) for event in projection.events])
+        stored = reader.stored_offsets(settings.state.url, projection.name)
         behind = sum(max(0, end - stored.get(key, 0)) for key, end in ends.items())
         state: State = "ok" if behind == 0 else "warn"
-        yield Diagnosis(f"state of {projection}", state, f"{behind} records behind the topics")
+        yield Diagnosis(f"state of {projection.name}", state, f"{behind} records behind the topics")
     topic_reader.close()
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from kinguin_streams.cli.output import talk
+from kinguin_streams.consumers.reader import BusyProduct
 
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -24,8 +25,7 @@ class Numbers:
     received: int
     acked: int
     orders_by_status: Mapping[str, int]
-    busiest_products: Sequence[tuple[int, int]]
-    """(kinguinId, changes), most first."""
+    busiest_products: Sequence[BusyProduct]
 
 
 class LiveView:
@@ -70,6 +70,6 @@ def _table(numbers: Numbers) -> Table:
     table.add_row("acknowledged", str(numbers.acked))
     for status, count in numbers.orders_by_status.items():
         table.add_row(f"orders {status}", str(count))
-    for kinguin_id, changes in numbers.busiest_products:
-        table.add_row(f"product {kinguin_id}", f"{changes} changes")
+    for product in numbers.busiest_products:
+        table.add_row(f"product {product.kinguin_id}", f"{product.changes} changes")
     return table

@@ -33,6 +33,7 @@ from kinguin_streams.cluster.kafka_jars import JarProgress
 from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
 from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.consumers import reader
+from kinguin_streams.consumers.samples import SAMPLES
 from kinguin_streams.schemas.events import EVENT_NAMES
 from kinguin_streams.simulator.ledger import FileLedger, LedgerEntry, read_ledger
 from kinguin_streams.simulator.plan import DEFAULT_SPACING_S, plan_deliveries
@@ -41,7 +42,6 @@ from kinguin_streams.simulator.witness import compare, expected_event_id, recomp
 from kinguin_streams.telemetry.logs import configure
 from kinguin_streams.telemetry.operator_error import OperatorError
 
-PROJECTIONS = {"order-state": ("order.status", "order.complete"), "product-changes": ("product.update",)}
 STORE = "default"
 READY_TIMEOUT_S = 60.0
 CATCH_UP_TIMEOUT_S = 60.0
@@ -149,8 +149,10 @@ def _stay_up(settings: Settings, children: Children, interrupt: _Interrupt, secr
     with LiveView() as view:
         while interrupt.number is None:
             children.check()
+            looked_s = time.monotonic()
             view.show(_numbers(settings, None))
-            time.sleep(VIEW_EVERY_S)
+            # A look at a large state takes its time: it must not keep the machine from its work.
+            time.sleep(max(VIEW_EVERY_S, 10 * (time.monotonic() - looked_s)))
     talk("stopping")
     return EXIT_INTERRUPTED if interrupt.number == signal.SIGINT else 0
 
@@ -206,8 +208,8 @@ def _simulate(
             caught_up = _catch_up(settings, topics_reader, children)
             view.show(_numbers(settings, sender.report()))
     children.stop("ingress")
-    for projection in PROJECTIONS:
-        children.stop(projection)
+    for projection in SAMPLES:
+        children.stop(projection.name)
     verdict = _judge(settings, topics_reader, sender.report(), begun, ledger_file, caught_up=caught_up)
     topics_reader.close()
     _print_verdict(verdict, seed, as_json=as_json)
@@ -232,9 +234,7 @@ def _judge(
     kept: set[str] = set()
     for message in topics_reader.read({}, end):
         topic = str(message.topic())
-        kept.update(
-            value.decode() for name, value in message.headers() or () if name == "ce_id" and isinstance(value, bytes)
-        )
+        kept.add(_header(message, "ce_id"))
         published[topic] += int(message.offset() or 0) >= begun.get((topic, int(message.partition() or 0)), 0)
     entries = list(read_ledger(ledger_file))
     acked = [entry for entry in entries if entry.acked]
@@ -254,7 +254,7 @@ def _judge(
 
 
 def _header(message: Message, wanted: str) -> str:
-    headers: list[tuple[str, bytes]] = message.headers() or []  # type: ignore[assignment]
+    headers: Any = message.headers() or ()
     return next((value.decode() for name, value in headers if name == wanted), "")
 
 
@@ -323,10 +323,10 @@ def _catch_up(settings: Settings, topics_reader: TopicReader, children: Children
     while time.monotonic() < deadline_s:
         children.check()
         if all(
-            reader.stored_offsets(settings.state.url, projection).get(key, 0) >= end
-            for projection, events in PROJECTIONS.items()
+            reader.stored_offsets(settings.state.url, projection.name).get(key, 0) >= end
+            for projection in SAMPLES
             for key, end in ends.items()
-            if topics.record(key[0]) in events
+            if topics.record(key[0]) in projection.events
         ):
             return True
         time.sleep(0.1)
@@ -346,8 +346,8 @@ def _numbers(settings: Settings, report: SendReport | None) -> Numbers:
 
 def _start_children(settings: Settings, children: Children, interrupt: _Interrupt) -> None:
     children.start("ingress", ["ingress"])
-    for projection in PROJECTIONS:
-        children.start(projection, ["consume", projection])
+    for projection in SAMPLES:
+        children.start(projection.name, ["consume", projection.name])
     deadline_s = time.monotonic() + READY_TIMEOUT_S
     while True:
         children.check()
