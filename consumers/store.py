@@ -15,6 +15,7 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from kinguin_streams.consumers import database, tables
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.consumers.source_changed import NEW_DATABASE_HINT, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 FIRST_GENERATION = 1
@@ -102,19 +103,9 @@ class StateStore:
         for *source_columns, next_offset in rows:
             source = PartitionSource(*source_columns)
             if source.cluster_id != cluster_id:
-                raise OperatorError(
-                    "cluster_changed",
-                    f"The state of {self._projection.name} was made from the Kafka cluster {source.cluster_id}; "
-                    f"this one is {cluster_id}.",
-                    _NEW_DATABASE_HINT,
-                )
+                raise cluster_changed(source.cluster_id, cluster_id)
             if source.topic_id != topic_ids[source.topic]:
-                raise OperatorError(
-                    "topic_replaced",
-                    f"The topic {source.topic} has been deleted and made anew: the state of {self._projection.name} "
-                    f"stands on its predecessor ({source.topic_id}; now {topic_ids[source.topic]}).",
-                    _NEW_DATABASE_HINT,
-                )
+                raise topic_replaced(source.topic, source.topic_id, topic_ids[source.topic])
             found[source] = next_offset
         return found
 
@@ -145,11 +136,6 @@ class StateStore:
             statement = statement.where(table.c.next_offset == advance.expected)
         if connection.execute(statement).rowcount != 1:
             raise LostPartition(self._projection.name, advance)
-
-
-_NEW_DATABASE_HINT = (
-    "Set KINGUIN_STATE__URL to a new database: the state is then made anew, from the earliest offset of every topic."
-)
 
 
 class _FoldWriter:
@@ -250,7 +236,7 @@ def _live_generation(connection: Connection, projection: Projection) -> int:
             "projection_version",
             f"The state of {projection.name} was made by version {version} of its fold; this is version "
             f"{projection.version}.",
-            _NEW_DATABASE_HINT,
+            NEW_DATABASE_HINT,
         )
     return int(generation)
 

@@ -1,0 +1,324 @@
+"""`kinguin-streams state`: what the consumers have made of the events."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kinguin_streams.cli import output
+
+if TYPE_CHECKING:
+    from kinguin_streams.consumers.order_state import Fact, OrderView
+    from kinguin_streams.consumers.product_changes import Change
+    from kinguin_streams.consumers.reader import ProductView
+
+ROWS_UNDER_ONE_HEADING = 500
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help=(
+        "Read the state that `kinguin-streams consume` keeps, at any time, also while consumers run.\n\n"
+        "Times are the sender's updatedAt, in UTC. The database is KINGUIN_STATE__URL; no Kafka is needed."
+    ),
+)
+show = typer.Typer(no_args_is_help=True, help="Show one order or product, with the evidence for what is said.")
+app.add_typer(show, name="show")
+
+
+class What(StrEnum):
+    orders = "orders"
+    products = "products"
+
+
+class Format(StrEnum):
+    json = "json"
+    table = "table"
+
+
+StateUrl = Annotated[
+    str | None,
+    typer.Option("--state-url", help="database of state and offsets", show_default="sqlite:///.data/state.db"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Store = Annotated[str, typer.Option("--store", help="name of the store")]
+
+
+@app.command()
+def dump(
+    what: Annotated[What, typer.Argument(help="orders or products")],
+    output_format: Annotated[
+        Format, typer.Option("--format", help="json: one object a line, for machines; table: for people")
+    ] = Format.table,
+    state_url: StateUrl = None,
+) -> None:
+    """Print every order or product, by store and id, as of one instant.
+
+    An order's fields: store, orderId, orderExternalId, status, updatedAt, completedAt, facts (their number),
+    contradictions (codes), setAside (number of facts whose updatedAt cannot be believed), truncated.
+    A product's: store, kinguinId, productId, updatedAt, changes, qty, textQty, price (EUR), cheapestOfferId, asOf (field
+    to the time of its value), setAside. A field that no event carried is null.
+    """
+    from kinguin_streams.consumers import reader
+
+    url = _url(state_url)
+    lines: Iterator[dict[str, Any]]
+    if what is What.orders:
+        lines = map(_order_line, reader.order_views(url))
+    else:
+        lines = map(_product_line, reader.product_views(url))
+    if output_format is Format.json:
+        for line in lines:
+            output.result_json(line)
+    else:
+        _print_table(lines)
+
+
+@app.command()
+def busiest(
+    top: Annotated[int, typer.Option("--top", min=1, help="how many products")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
+    state_url: StateUrl = None,
+) -> None:
+    """Print the products with the most changes, most first."""
+    from kinguin_streams.consumers import reader
+
+    found = reader.busiest_products(_url(state_url), top)
+    lines = [{"store": item.store, "kinguinId": item.kinguin_id, "changes": item.changes} for item in found]
+    if as_json:
+        for line in lines:
+            output.result_json(line)
+    else:
+        output.result_table(["store", "kinguinId", "changes"], lines)
+
+
+@show.command("order")
+def show_order(
+    order_id: Annotated[str, typer.Argument(help="orderId, as Kinguin sent it")],
+    store: Store = "default",
+    as_json: AsJson = False,
+    state_url: StateUrl = None,
+) -> None:
+    """Say why an order is in its state: its facts, where each lies in Kafka, transitions and contradictions.
+
+    Exits 1 if no event of this order has arrived.
+    """
+    from kinguin_streams.consumers import reader
+
+    view = reader.order_view(_url(state_url), store, order_id)
+    if view is None:
+        output.talk(f"No event of order {order_id} of store {store} has taken effect.")
+        raise typer.Exit(1)
+    if as_json:
+        output.result_json(_order_detail(view))
+    else:
+        _print_order(view)
+
+
+@show.command("product")
+def show_product(
+    kinguin_id: Annotated[int, typer.Argument(help="kinguinId")],
+    store: Store = "default",
+    as_json: AsJson = False,
+    state_url: StateUrl = None,
+) -> None:
+    """Show a product's latest known values, its changes per day and hour, and what changed from one to the next.
+
+    Exits 1 if no change of this product has arrived.
+    """
+    from kinguin_streams.consumers import reader
+    from kinguin_streams.consumers.product_changes import summarise
+
+    changes = reader.changes_of(_url(state_url), store, kinguin_id)
+    if not changes:
+        output.talk(f"No change of product {kinguin_id} of store {store} has taken effect.")
+        raise typer.Exit(1)
+    view = reader.ProductView(store, kinguin_id, summarise(changes))
+    detail = _product_detail(view, changes)
+    if as_json:
+        output.result_json(detail)
+    else:
+        _print_product(detail)
+
+
+@app.command()
+def migrate(state_url: StateUrl = None) -> None:
+    """Bring the database's tables to this version. Stop the consumers and copy the database first.
+
+    A new database needs no such command: `consume` and `up` make it.
+    """
+    from kinguin_streams.cli.settings import load
+    from kinguin_streams.consumers import database
+
+    before, after = database.migrate(load(state={"url": state_url}).state)
+    output.talk(f"Schema version {after}; it was {before or 'none'}." if before != after else f"Already at {after}.")
+
+
+def _url(state_url: str | None) -> str:
+    from kinguin_streams.cli.settings import load
+
+    return load(state={"url": state_url}).state.url
+
+
+def _time(instant_ms: int | None) -> str | None:
+    from kinguin_streams.schemas.instants import to_rfc3339
+
+    return None if instant_ms is None else to_rfc3339(instant_ms)
+
+
+def _order_line(view: "OrderView") -> dict[str, Any]:
+    return {
+        "store": view.store,
+        "orderId": view.order_id,
+        "orderExternalId": view.order_external_id,
+        "status": view.status,
+        "updatedAt": _time(view.updated_at_ms),
+        "completedAt": _time(view.completed_at_ms),
+        "facts": len(view.facts),
+        "contradictions": sorted({contradiction.code for contradiction in view.contradictions}),
+        "setAside": len(view.set_aside),
+        "truncated": view.truncated,
+    }
+
+
+def _order_detail(view: "OrderView") -> dict[str, Any]:
+    from kinguin_streams.consumers.order_state import time_in_status_ms
+
+    spent = time_in_status_ms(view.facts, view.updated_at_ms or 0)
+    return {
+        **_order_line(view),
+        "transitions": [
+            {"at": _time(change.fact.updated_at_ms), "before": change.before, "after": change.after}
+            for change in view.transitions
+        ],
+        "timeInStatusMs": spent,
+        "facts": [_fact(fact) for fact in view.facts],
+        "contradictions": [
+            {"code": pair.code, "earlier": _fact(pair.earlier), "later": _fact(pair.later)}
+            for pair in view.contradictions
+        ],
+        "setAside": [_fact(fact) for fact in view.set_aside],
+    }
+
+
+def _fact(fact: "Fact") -> dict[str, Any]:
+    return {
+        "updatedAt": _time(fact.updated_at_ms),
+        "status": fact.status,
+        "receivedAt": _time(fact.seen.received_at_ms),
+        "topic": fact.seen.topic,
+        "partition": fact.seen.partition,
+        "offset": fact.seen.offset,
+    }
+
+
+def _print_order(view: "OrderView") -> None:
+    output.result(f"Order {view.order_id} of store {view.store}: {_why(view)}")
+    output.result(f"External id: {view.order_external_id or 'none was sent'}")
+    output.result(f"First completed: {_time(view.completed_at_ms) or 'never'}")
+    facts = [_fact(fact) for fact in view.facts]
+    columns = ["updatedAt", "status", "receivedAt", "topic", "partition", "offset"]
+    output.result("\nFacts, the one that counts last" + (" (older ones were dropped)" if view.truncated else ""))
+    output.result_table(columns, facts)
+    output.result("\nTransitions")
+    for change in view.transitions:
+        output.result(f"{_time(change.fact.updated_at_ms)}  {change.before or '(first)'} → {change.after}")
+    if view.contradictions:
+        output.result("\nContradictions")
+        for pair in view.contradictions:
+            earlier, later = _fact(pair.earlier), _fact(pair.later)
+            output.result(
+                f"{pair.code}: {earlier['status']} at {earlier['updatedAt']}, {later['status']} at {later['updatedAt']}"
+            )
+    if view.set_aside:
+        output.result("\nSet aside: their updatedAt cannot be believed")
+        output.result_table(columns, [_fact(fact) for fact in view.set_aside])
+
+
+def _why(view: "OrderView") -> str:
+    if not view.facts:
+        return "status unknown, because every fact was set aside"
+    newest = view.facts[-1]
+    equals = [fact.status for fact in view.facts[:-1] if fact.updated_at_ms == newest.updated_at_ms]
+    reason = "the fact with the greatest updatedAt"
+    if equals:
+        reason = f"which outranks {', '.join(equals)} of the same updatedAt"
+    seen = newest.seen
+    return (
+        f"{newest.status} since {_time(newest.updated_at_ms)}, {reason} "
+        f"(record {seen.topic}/{seen.partition}/{seen.offset})"
+    )
+
+
+def _product_line(view: "ProductView") -> dict[str, Any]:
+    known = view.summary.known
+    # The sender's names; cheapestOfferId is a list under a singular name.
+    names = {
+        "product_id": "productId",
+        "qty": "qty",
+        "text_qty": "textQty",
+        "price": "price",
+        "cheapest_offer_ids": "cheapestOfferId",
+    }
+    return {
+        "store": view.store,
+        "kinguinId": view.kinguin_id,
+        "productId": _value(known["product_id"].value) if "product_id" in known else None,
+        "updatedAt": _time(view.summary.updated_at_ms),
+        "changes": view.summary.changes,
+        **{name: _value(known[field].value) if field in known else None for field, name in names.items()},
+        "asOf": {name: _time(known[field].as_of_ms) for field, name in names.items() if field in known},
+        "setAside": view.summary.set_aside,
+    }
+
+
+def _product_detail(view: "ProductView", changes: "Iterable[Change]") -> dict[str, Any]:
+    from kinguin_streams.consumers.product_changes import differences
+
+    return {
+        **_product_line(view),
+        "perDay": {_time(day_ms): number for day_ms, number in view.summary.per_day.items()},
+        "perHour": {_time(hour_ms): number for hour_ms, number in view.summary.per_hour.items()},
+        "differences": [
+            {
+                "updatedAt": _time(item.updated_at_ms),
+                "field": item.field,
+                "before": _value(item.before),
+                "after": _value(item.after),
+                "eventId": item.event_id,
+            }
+            for item in differences(changes)
+        ],
+    }
+
+
+def _print_product(detail: Mapping[str, Any]) -> None:
+    output.result(
+        f"Product {detail['kinguinId']} of store {detail['store']}: {detail['changes']} changes, the last at "
+        f"{detail['updatedAt'] or '-'}"
+    )
+    output.result("\nLatest known values")
+    rows = [{"field": name, "value": detail[name], "as of": as_of} for name, as_of in detail["asOf"].items()]
+    output.result_table(["field", "value", "as of"], rows)
+    output.result("\nChanges per day (UTC)")
+    for day, number in detail["perDay"].items():
+        output.result(f"{day[:10]}  {number}")
+    output.result("\nWhat changed; a change need not show in a field")
+    output.result_table(["updatedAt", "field", "before", "after"], detail["differences"])
+    if detail["setAside"]:
+        output.result(f"\n{detail['setAside']} changes were set aside: their updatedAt cannot be believed")
+
+
+def _value(value: Any) -> Any:
+    """Return a price as text without needless zeros, everything else as it is."""
+    from decimal import Decimal
+
+    return f"{value.normalize():f}" if isinstance(value, Decimal) else value
+
+
+def _print_table(lines: Iterator[dict[str, Any]]) -> None:
+    """Print in parts, each under its own heading, so that a large state does not have to fit into memory."""
+    while part := list(islice(lines, ROWS_UNDER_ONE_HEADING)):
+        columns = [column for column in part[0] if column != "asOf"]
+        output.result_table(columns, part)

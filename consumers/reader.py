@@ -1,0 +1,174 @@
+"""What the state says, for people and for the live view. Reads beside running consumers: neither waits for the other.
+
+A database that does not exist yet is an OperatorError("state_missing") where somebody asked for its content, and empty
+where somebody only watches: orders_by_status, busiest_products, product_count, stored_offsets.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Select, and_, distinct, func, not_, select
+
+from kinguin_streams.consumers import database, order_state, product_changes, tables
+from kinguin_streams.consumers.order_state import ORDER_STATE, OrderState, OrderView
+from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES, Change, Summary
+from kinguin_streams.consumers.projection import StateKey
+from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+ROWS_IN_MEMORY = 1_000
+
+_decode_order = msgspec.json.Decoder(OrderState).decode
+
+
+class ProductView(msgspec.Struct, frozen=True):
+    """What is known of a product."""
+
+    store: str
+    kinguin_id: int
+    summary: Summary
+
+
+class BusyProduct(msgspec.Struct, frozen=True):
+    """A product and the number of its distinct changes."""
+
+    store: str
+    kinguin_id: int
+    changes: int
+
+
+def order_views(url: str) -> Iterator[OrderView]:
+    """Yield every order by (store, id), as of one instant; memory does not grow with their number."""
+    with _reading(url) as connection:
+        rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(_states(connection, ORDER_STATE.name))
+        for store, order_id, text in rows:
+            yield order_state.view(StateKey(store, order_id), _decode_order(text))
+
+
+def order_view(url: str, store: str, order_id: str) -> OrderView | None:
+    """Return one order, or None if no event of it has taken effect."""
+    table = tables.projection_state
+    with _reading(url) as connection:
+        one = _states(connection, ORDER_STATE.name).where(table.c.store == store, table.c.id == order_id)
+        row = connection.execute(one).one_or_none()
+    return None if row is None else order_state.view(StateKey(store, order_id), _decode_order(row.state))
+
+
+def orders_by_status(url: str) -> dict[str, int]:
+    """Return the number of orders in each status, most first. Orders all of whose facts were set aside are in none."""
+    counts: dict[str, int] = {}
+    with _watching(url) as connection:
+        if connection is not None:
+            rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(_states(connection, ORDER_STATE.name))
+            for _store, _id, text in rows:
+                status = order_state.status(order_state.in_order(_decode_order(text).facts))
+                if status is not None:
+                    counts[status] = counts.get(status, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def product_views(url: str) -> Iterator[ProductView]:
+    """Yield every product by (store, kinguinId), as of one instant; memory does not grow with their number."""
+    table = tables.product_change
+    with _reading(url) as connection:
+        ordered = _changes(connection).order_by(table.c.store, table.c.kinguin_id)
+        rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(ordered)
+        for (store, kinguin_id), its_rows in groupby(rows, key=lambda row: (row.store, row.kinguin_id)):
+            yield ProductView(store, kinguin_id, product_changes.summarise(map(product_changes.change, its_rows)))
+
+
+def product_view(url: str, store: str, kinguin_id: int) -> ProductView | None:
+    """Return one product, or None if no change of it has taken effect."""
+    changes = changes_of(url, store, kinguin_id)
+    return ProductView(store, kinguin_id, product_changes.summarise(changes)) if changes else None
+
+
+def changes_of(url: str, store: str, kinguin_id: int) -> tuple[Change, ...]:
+    """Return the distinct changes of one product, those set aside included, in no particular order."""
+    table = tables.product_change
+    with _reading(url) as connection:
+        rows = connection.execute(_changes(connection).where(table.c.store == store, table.c.kinguin_id == kinguin_id))
+        return tuple(map(product_changes.change, rows))
+
+
+def busiest_products(url: str, n: int) -> list[BusyProduct]:
+    """Return the n products with the most changes, most first."""
+    table = tables.product_change
+    with _watching(url) as connection:
+        if connection is None:
+            return []
+        number = func.count().label("changes")
+        counted = select(table.c.store, table.c.kinguin_id, number).where(
+            table.c.generation == _live_generation(connection, PRODUCT_CHANGES.name), not_(table.c.set_aside)
+        )
+        counted = counted.group_by(table.c.store, table.c.kinguin_id)
+        rows = connection.execute(counted.order_by(number.desc(), table.c.store, table.c.kinguin_id).limit(n))
+        return [BusyProduct(*row) for row in rows]
+
+
+def product_count(url: str) -> int:
+    """Return the number of products that changed, whatever the sender says about when."""
+    table = tables.product_change
+    with _watching(url) as connection:
+        if connection is None:
+            return 0
+        live = _live_generation(connection, PRODUCT_CHANGES.name)
+        products = select(distinct(table.c.store), table.c.kinguin_id).where(table.c.generation == live).subquery()
+        return connection.execute(select(func.count()).select_from(products)).scalar_one()
+
+
+def stored_offsets(url: str, projection: str) -> dict[tuple[str, int], int]:
+    """Return (topic, partition) to the next offset: every record below it has taken effect."""
+    table = tables.projection_offset
+    with _watching(url) as connection:
+        if connection is None:
+            return {}
+        mine = and_(table.c.projection == projection, table.c.generation == _live_generation(connection, projection))
+        rows = connection.execute(select(table.c.topic, table.c.partition, table.c.next_offset).where(mine))
+        return {(topic, partition): next_offset for topic, partition, next_offset in rows}
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[Connection]:
+    settings = StateSettings(url=url)
+    engine = database.open_for_reading(settings)
+    try:
+        with database.explained(settings), engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _watching(url: str) -> Iterator[Connection | None]:
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(_reading(url))
+        except OperatorError as error:
+            if error.code != "state_missing":
+                raise
+            connection = None
+        yield connection
+
+
+def _live_generation(connection: Connection, projection: str) -> int | None:
+    table = tables.projection
+    live: int | None = connection.execute(select(table.c.live_generation).where(table.c.name == projection)).scalar()
+    return live
+
+
+def _states(connection: Connection, projection: str) -> Select[Any]:
+    table = tables.projection_state
+    return (
+        select(table.c.store, table.c.id, table.c.state)
+        .where(table.c.projection == projection, table.c.generation == _live_generation(connection, projection))
+        .order_by(table.c.store, table.c.id)
+    )
+
+
+def _changes(connection: Connection) -> Select[Any]:
+    table = tables.product_change
+    return select(table).where(table.c.generation == _live_generation(connection, PRODUCT_CHANGES.name))

@@ -1,0 +1,102 @@
+"""Which cluster and which topics these are, by id: names alone do not tell a topic from its successor."""
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, DescribeClusterResult, TopicDescription
+
+from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.cluster.topic_admin import REQUEST_TIMEOUT_S, unreachable
+from kinguin_streams.consumers.source_changed import cluster_changed, topic_replaced
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
+
+WATCH_EVERY_S = 5.0
+"""A topic that is deleted and made anew under a running consumer is noticed by its errors or within this time."""
+
+
+class SourceIdentity:
+    """Asks the cluster who it is, and watches whether it stays so."""
+
+    def __init__(self, config: dict[str, Any], topics: list[str]) -> None:
+        """config: from cluster.connection.admin_config. topics: names."""
+        self._admin = AdminClient(config, logger=CLIENT_LOGGER)
+        self._topics = topics
+        self._known: tuple[str, dict[str, str]] | None = None
+        self._question: _Question | None = None
+        self._asked_s = 0.0
+
+    def ask(self) -> tuple[str, dict[str, str]]:
+        """Return the cluster's id and the topics' ids by name.
+
+        Raises OperatorError: "topic_missing", "kafka_unreachable".
+        """
+        self._known = _Question(self._admin, self._topics).answer()
+        self._question = None
+        self._asked_s = time.monotonic()
+        return self._known
+
+    def ask_again(self) -> None:
+        """Raise OperatorError("topic_replaced"), ("cluster_changed") or ("topic_missing") if the answer has changed."""
+        known = self._known
+        if known is not None:
+            self._compare(known, self.ask())
+
+    def watch(self) -> None:
+        """Do as ask_again does, every few seconds, without ever waiting for the cluster."""
+        if self._question is not None and self._question.is_answered():
+            question, self._question = self._question, None
+            try:
+                answer = question.answer()
+            except OperatorError as error:
+                if error.code != "kafka_unreachable":
+                    raise
+                log.debug("identity_unknown", reason=error.what)
+            else:
+                if self._known is not None:
+                    self._compare(self._known, answer)
+        if self._question is None and time.monotonic() - self._asked_s >= WATCH_EVERY_S:
+            self._asked_s = time.monotonic()
+            self._question = _Question(self._admin, self._topics)
+
+    @staticmethod
+    def _compare(known: tuple[str, dict[str, str]], now: tuple[str, dict[str, str]]) -> None:
+        if known[0] != now[0]:
+            raise cluster_changed(known[0], now[0])
+        for topic, topic_id in now[1].items():
+            if known[1][topic] != topic_id:
+                raise topic_replaced(topic, known[1][topic], topic_id)
+
+
+class _Question:
+    """One question that is under way."""
+
+    def __init__(self, admin: AdminClient, topics: list[str]) -> None:
+        self._cluster: Future[DescribeClusterResult] = admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S)
+        self._topics: dict[str, Future[TopicDescription]] = admin.describe_topics(
+            TopicCollection(topics), request_timeout=REQUEST_TIMEOUT_S
+        )
+
+    def is_answered(self) -> bool:
+        return self._cluster.done() and all(future.done() for future in self._topics.values())
+
+    def answer(self) -> tuple[str, dict[str, str]]:
+        topic = ""
+        try:
+            cluster_id = str(self._cluster.result().cluster_id)
+            ids: dict[str, str] = {}
+            for topic, future in self._topics.items():
+                ids[topic] = str(future.result().topic_id)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise OperatorError(
+                    "topic_missing",
+                    f"There is no topic {topic}.",
+                    "Make the topics with `kinguin-streams topics apply`, or check KINGUIN_TOPICS__PREFIX.",
+                ) from error
+            raise unreachable(error) from error
+        return cluster_id, ids
