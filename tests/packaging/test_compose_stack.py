@@ -1,0 +1,149 @@
+"""docker-compose.yml, the Dockerfile and deploy/, as far as they can be checked without a container engine.
+
+The rest is deploy/smoke.sh, which runs the stack.
+"""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from kinguin_streams.cluster.kafka_jars import KAFKA_VERSION
+from tests.conftest import IMAGE
+
+ROOT = Path(__file__).parents[2]
+COMPOSE_FILE = ROOT / "docker-compose.yml"
+COMPOSE = COMPOSE_FILE.read_text("utf-8")
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+GIT = shutil.which("git") or "git"
+DOCKER = shutil.which("docker")
+PROGRAM = Path(sys.executable).with_name("kinguin-streams")
+ROOMS = {path.name for path in (ROOT / "kinguin_streams").iterdir() if path.is_symlink()}
+
+
+def settings_check(secrets_file: Path) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")}
+    return subprocess.run(
+        [PROGRAM, "config", "check"],
+        env={**environment, "KINGUIN_INGRESS__SECRETS_FILE": str(secrets_file)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_compose_and_the_tests_run_the_kafka_that_up_starts() -> None:
+    assert re.findall(r"image: (apache/kafka:\S+)", COMPOSE) == [f"apache/kafka:{KAFKA_VERSION}"]
+    assert f"apache/kafka:{KAFKA_VERSION}" == IMAGE
+
+
+def test_every_image_of_another_has_a_fixed_version() -> None:
+    foreign = [image for image in re.findall(r"^\s+image: (\S+)", COMPOSE, re.MULTILINE) if not image.startswith("${")]
+    assert foreign
+    assert all(re.fullmatch(r"[a-z/]+:\d+\.\d+\.\d+", image) for image in foreign)
+
+
+def test_no_port_is_published_beyond_this_machine() -> None:
+    published = re.findall(r'"([^"]*[\d}]:\d+)"', COMPOSE)
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_image_is_built_from_every_room() -> None:
+    copied = set(re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE))
+    let_through = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")
+    }
+    assert copied == ROOMS | {"kinguin_streams"}
+    assert copied <= let_through
+
+
+def test_the_image_and_ci_build_with_the_same_uv() -> None:
+    found = {version for text in (DOCKERFILE, (ROOT / ".ci" / "run").read_text("utf-8")) for version in uv_pins(text)}
+    assert len(found) == 1
+
+
+def uv_pins(text: str) -> list[str]:
+    return re.findall(r"\buv==(\S+)", text)
+
+
+def test_the_secret_of_the_example_is_refused() -> None:
+    done = settings_check(ROOT / "deploy" / "secrets" / "ingress.example.json")
+    assert done.returncode == 2
+    assert "from an example" in done.stderr
+    assert "change-me" not in done.stdout + done.stderr
+
+
+def test_a_new_secret_is_accepted_readable_by_the_container_and_never_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "secrets" / "ingress.json"
+    command = [ROOT / "deploy" / "new-secret", file]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, umask=0o077)
+    secret = made.stdout.strip()
+    assert json.loads(file.read_text()) == {"default": [secret]}
+    assert len(bytes.fromhex(secret)) == 32
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert settings_check(file).returncode == 0
+
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert json.loads(file.read_text()) == {"default": [secret]}
+
+
+def test_git_would_not_take_a_secret() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    ignored = subprocess.run([GIT, "check-ignore", "--quiet", "deploy/secrets/ingress.json"], cwd=ROOT, check=False)
+    example = subprocess.run(
+        [GIT, "check-ignore", "--quiet", "deploy/secrets/ingress.example.json"], cwd=ROOT, check=False
+    )
+    assert (ignored.returncode, example.returncode) == (0, 1)
+
+
+def test_compose_takes_the_file_and_every_setting_in_it_exists(tmp_path: Path) -> None:
+    if DOCKER is None:
+        pytest.skip("docker is not installed")
+    if subprocess.run([DOCKER, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("docker has no compose plugin")
+    done = subprocess.run(
+        [DOCKER, "compose", "--file", COMPOSE_FILE, "config", "--format", "json"],
+        env={name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    assert set(services) == {"kafka", "topics", "ingress", "order-state", "product-changes"}
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if name == "kafka":
+            continue
+        assert service["read_only"] is True, name
+        environment = {key: value for key, value in service["environment"].items() if not key.endswith("_FILE")}
+        checked = subprocess.run(
+            [PROGRAM, "config", "check"],
+            env={"PATH": os.environ["PATH"], **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert checked.returncode == 0, (name, checked.stderr)
+
+
+def test_changelog_speaks_of_the_version_that_is_built() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
