@@ -5,6 +5,7 @@ readers, and of several writers one writes while the others wait. BEGIN is ours:
 transaction only at the first write, after the read that the write depends on.
 """
 
+import logging
 import os
 import sqlite3
 import time
@@ -108,8 +109,8 @@ def explained(settings: StateSettings) -> Iterator[None]:
     """Turn errors of the database into an OperatorError: state_not_writable, state_busy, state_disk_full, state_damaged."""
     try:
         yield
-    except DBAPIError as error:
-        explanation = _explanation(settings, error.orig)
+    except (DBAPIError, sqlite3.Error) as error:  # what fails while connecting comes as the driver raised it
+        explanation = _explanation(settings, error.orig if isinstance(error, DBAPIError) else error)
         if explanation is None:
             raise
         raise explanation from error
@@ -200,7 +201,7 @@ def _into_wal_mode(engine: Engine, busy_timeout_s: float) -> None:
                     raw.cursor().execute("PRAGMA journal_mode=WAL")
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
-                    raise DBAPIError.instance("PRAGMA journal_mode", None, error, sqlite3.Error) from error
+                    raise
                 time.sleep(0.02)
             else:
                 return
@@ -219,6 +220,7 @@ def _upgrade(connection: Connection) -> None:
     from alembic import command
     from alembic.config import Config
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # ten lines at info that nobody asked for
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection

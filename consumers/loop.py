@@ -246,7 +246,7 @@ class ConsumeLoop:
             consumer.incremental_assign(starts)
         else:
             consumer.assign(starts)
-        self._log.info("partitions_assigned", partitions=[f"{part.topic}/{part.partition}" for part in self._sources])
+        self._log.info("partitions_assigned", partitions=_by_topic(self._sources))
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
@@ -256,7 +256,7 @@ class ConsumeLoop:
                 del self._next[source]
             self._held.pop(part, None)
             self._uncommitted.pop(part, None)
-        self._log.info("partitions_revoked", partitions=[f"{p.topic}/{p.partition}" for p in partitions])
+        self._log.info("partitions_revoked", partitions=_by_topic(TopicPart(p.topic, p.partition) for p in partitions))
 
     def _on_partition_error(self, message: Message, error: KafkaError) -> None:
         where = f"{message.topic()}/{message.partition()}"
@@ -323,6 +323,13 @@ def _assigns_incrementally(config: dict[str, Any]) -> bool:
     return config.get("group.protocol") == "consumer" or "cooperative" in config.get(
         "partition.assignment.strategy", ""
     )
+
+
+def _by_topic(parts: Iterable[TopicPart]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for part in sorted(parts):
+        found.setdefault(part.topic, []).append(part.partition)
+    return found
 
 
 def _client_failed(error: KafkaError) -> OperatorError:
