@@ -76,7 +76,9 @@ class ConsumeLoop:
         group_id = f"{settings.group_prefix}.{projection.name}"
         self._config = consumer_config(kafka, group_id=group_id, client_id=group_id)
         self._assigns_incrementally = _assigns_incrementally(self._config)
-        self._identity = SourceIdentity(admin_config(kafka, client_id=f"{group_id}-admin"), list(self._expected))
+        self._identity = SourceIdentity(
+            admin_config(kafka, client_id=f"{group_id}-admin"), list(self._expected), settings.kafka_wait_s
+        )
         self._next: dict[PartitionSource, int | None] = {}
         """Of every assigned partition, the next offset as the database has it; None: it has none yet."""
         self._sources: dict[TopicPart, PartitionSource] = {}
@@ -89,6 +91,11 @@ class ConsumeLoop:
         self.applied = 0
         """Records that have taken effect in this run."""
         self.dead_lettered = 0
+
+    @property
+    def assigned(self) -> frozenset[TopicPart]:
+        """The partitions that Kafka's group has given to this process."""
+        return frozenset(self._sources)
 
     def stop(self) -> None:
         """Ask the loop to end after the batch in hand. May be called from a signal handler or another thread."""

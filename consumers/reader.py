@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Select, and_, distinct, func, not_, select
+from sqlalchemy import Connection, Select, and_, func, not_, select
 
 from kinguin_streams.consumers import database, order_state, product_changes, tables
 from kinguin_streams.consumers.order_state import ORDER_STATE, OrderState, OrderView
@@ -116,7 +116,7 @@ def product_count(url: str) -> int:
         if connection is None:
             return 0
         live = _live_generation(connection, PRODUCT_CHANGES.name)
-        products = select(distinct(table.c.store), table.c.kinguin_id).where(table.c.generation == live).subquery()
+        products = select(table.c.store, table.c.kinguin_id).where(table.c.generation == live).distinct().subquery()
         return connection.execute(select(func.count()).select_from(products)).scalar_one()
 
 

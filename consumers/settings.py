@@ -31,6 +31,9 @@ class ConsumerSettings(BaseModel):
     batch_wait_s: float = Field(
         default=0.2, gt=0, le=10, description="longest wait for a batch to fill up; the delay of a quiet topic"
     )
+    kafka_wait_s: float = Field(
+        default=15.0, gt=0, description="how long to wait for the cluster to say who it is, at the start"
+    )
     schema_retry_s: float = Field(
         default=1.0, gt=0, description="first wait before a record of an unknown schema is tried again; doubles"
     )

@@ -9,23 +9,28 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, DescribeClusterResult, TopicDescription
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
-from kinguin_streams.cluster.topic_admin import REQUEST_TIMEOUT_S, unreachable
+from kinguin_streams.cluster.topic_admin import unreachable
 from kinguin_streams.consumers.source_changed import cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
 WATCH_EVERY_S = 5.0
-"""A topic that is deleted and made anew under a running consumer is noticed by its errors or within this time."""
+"""A topic that is deleted and made anew under a running consumer is noticed by its errors or within this time.
+
+Measured: if the new one is longer, the client goes on in it at the old one's offset and reports nothing. What is applied
+until then is lost with a state that has to be made anew in any case: no consumer goes on with it.
+"""
 
 
 class SourceIdentity:
     """Asks the cluster who it is, and watches whether it stays so."""
 
-    def __init__(self, config: dict[str, Any], topics: list[str]) -> None:
-        """config: from cluster.connection.admin_config. topics: names."""
+    def __init__(self, config: dict[str, Any], topics: list[str], wait_s: float) -> None:
+        """config: from cluster.connection.admin_config. topics: names. wait_s: for an answer."""
         self._admin = AdminClient(config, logger=CLIENT_LOGGER)
         self._topics = topics
+        self._wait_s = wait_s
         self._known: tuple[str, dict[str, str]] | None = None
         self._question: _Question | None = None
         self._asked_s = 0.0
@@ -35,7 +40,7 @@ class SourceIdentity:
 
         Raises OperatorError: "topic_missing", "kafka_unreachable".
         """
-        self._known = _Question(self._admin, self._topics).answer()
+        self._known = _Question(self._admin, self._topics, self._wait_s).answer()
         self._question = None
         self._asked_s = time.monotonic()
         return self._known
@@ -61,7 +66,7 @@ class SourceIdentity:
                     self._compare(self._known, answer)
         if self._question is None and time.monotonic() - self._asked_s >= WATCH_EVERY_S:
             self._asked_s = time.monotonic()
-            self._question = _Question(self._admin, self._topics)
+            self._question = _Question(self._admin, self._topics, self._wait_s)
 
     @staticmethod
     def _compare(known: tuple[str, dict[str, str]], now: tuple[str, dict[str, str]]) -> None:
@@ -75,10 +80,10 @@ class SourceIdentity:
 class _Question:
     """One question that is under way."""
 
-    def __init__(self, admin: AdminClient, topics: list[str]) -> None:
-        self._cluster: Future[DescribeClusterResult] = admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S)
+    def __init__(self, admin: AdminClient, topics: list[str], wait_s: float) -> None:
+        self._cluster: Future[DescribeClusterResult] = admin.describe_cluster(request_timeout=wait_s)
         self._topics: dict[str, Future[TopicDescription]] = admin.describe_topics(
-            TopicCollection(topics), request_timeout=REQUEST_TIMEOUT_S
+            TopicCollection(topics), request_timeout=wait_s
         )
 
     def is_answered(self) -> bool:
