@@ -490,16 +490,17 @@ class _Client:
         return True
 
     def reaches_a_group(self) -> bool:
-        from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
-        from confluent_kafka.admin import AdminClient
+        from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-        request = ConsumerGroupTopicPartitions("kinguin-streams-start")
-        client = AdminClient(self._config, logger=CLIENT_LOGGER)
-        (answer,) = client.list_consumer_group_offsets([request], request_timeout=5.0).values()
+        # Not AdminClient.list_consumer_group_offsets: in librdkafka 2.16.0 it dereferences a null pointer (SIGSEGV in
+        # rd_kafka_cgrp_op) when the answer is "coordinator load in progress", which is what we wait out here.
+        consumer = Consumer(self._config | {"group.id": "kinguin-streams-start"}, logger=CLIENT_LOGGER)
         try:
-            answer.result(timeout=6.0)
-        except (KafkaException, TimeoutError):
+            consumer.committed([TopicPartition("kinguin-streams-start", 0)], timeout=5.0)
+        except KafkaException:
             return False
+        finally:
+            consumer.close()
         return True
 
 
