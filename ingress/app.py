@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 import falcon
 import structlog
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 DEFAULT_STORE: Final = StoreName("default")
 FAULT_HEADER: Final = "Kinguin-Streams-Fault"
+METHODS: Final = ("GET", "HEAD", "POST")
 RETRY_AFTER_S: Final = 5
 STRIPPED_HEADERS_LOG_EVERY_S: Final = 60.0
 # What a dead letter keeps of the request. The secret is not among them, nor anything a proxy adds about the client.
@@ -91,14 +92,12 @@ class Webhooks:
                     log.warning("invalid_webhook", store=store, reason=dead_letter.reason, detail=dead_letter.detail)
                     self._answer_invalid(resp, dead_letter)
 
-    def on_other_method(self, req: falcon.Request, resp: falcon.Response, store: str = DEFAULT_STORE) -> None:
-        """Answer 405, also to OPTIONS, which Falcon would answer itself."""
+    def refuse_method(self, store: str = DEFAULT_STORE) -> NoReturn:
+        """Answer 405."""
         with self.ledger.request() as entry:
             self._known_store(entry, store)
             entry.reason = "method_not_allowed"
-            raise falcon.HTTPMethodNotAllowed(["GET", "HEAD", "POST"])
-
-    on_options = on_put = on_patch = on_delete = on_connect = on_trace = on_other_method
+            raise falcon.HTTPMethodNotAllowed(METHODS)
 
     def _known_store(self, entry: Entry, store: str) -> StoreName:
         if StoreName(store) not in self.secrets.stores:
@@ -177,6 +176,16 @@ class _RequestId:
         structlog.contextvars.clear_contextvars()
 
 
+class _OnlyOurMethods:
+    """Refuses every other method, also OPTIONS, which Falcon would answer, and those it has never heard of (400)."""
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, str]
+    ) -> None:
+        if isinstance(resource, Webhooks) and req.method not in METHODS:
+            resource.refuse_method(**params)
+
+
 class _Unrouted:
     """Whatever path is none of ours."""
 
@@ -208,7 +217,8 @@ def _delivery(req: falcon.Request, store: StoreName, body: bytes, received_at_ms
 
 def make_app(webhooks: Webhooks) -> falcon.App:  # type: ignore[type-arg]
     """Return the WSGI application."""
-    app = falcon.App(middleware=[_RequestId()])
+    app = falcon.App(middleware=_RequestId())
+    app.add_middleware(_OnlyOurMethods())
     app.req_options.strip_url_path_trailing_slash = True
     app.set_error_serializer(serialize)
     app.add_error_handler(Exception, _internal_error)
@@ -219,7 +229,5 @@ def make_app(webhooks: Webhooks) -> falcon.App:  # type: ignore[type-arg]
 
 
 def _internal_error(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, object]) -> None:
-    if isinstance(error, falcon.HTTPError):
-        raise error
     log.error("internal_error", exc_info=error)
     raise Problem(falcon.HTTP_500, "internal_error") from error

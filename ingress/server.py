@@ -1,5 +1,6 @@
 """waitress, and the life of the process: start, serve, and stop without cutting a request off."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -31,7 +32,10 @@ log = structlog.get_logger()
 # waitress answers text/plain at its own limit, before our code; ours, at 65,536 bytes, comes first and says more.
 BACKSTOP_BODY_BYTES: Final = 131_072
 MAX_HEADER_BYTES: Final = 16_384
+BACKLOG: Final = 1024
 LOOP_TURN_S: Final = 0.25
+# A client that has just connected, or was just answered on a connection that stays open, may be sending its request now.
+LINGER_S: Final = 0.5
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Server:
             max_request_header_size=MAX_HEADER_BYTES,
             channel_timeout=30,
             asyncore_use_poll=True,
-            backlog=1024,
+            backlog=BACKLOG,
             ident=None,
             clear_untrusted_proxy_headers=True,
         )
@@ -89,8 +93,9 @@ class Server:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return how many records were left without a delivery report (0 is success).
 
-        On the signal: unready at once, serving goes on for `pre_stop_s`, then no new connections, requests in flight
-        are finished and their answers written, the producer is flushed. A second signal exits at once.
+        On the signal: unready at once, serving goes on for `pre_stop_s`, then no new connections, requests in flight and
+        those of clients that are connected already are finished and their answers written, the producer is flushed. A
+        second signal exits at once.
         """
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._on_signal)
@@ -106,8 +111,9 @@ class Server:
         while self._stop_at_s is None or time.monotonic() < self._stop_at_s:
             self._turn()
         self._stop_accepting()
-        deadline_s = time.monotonic() + self.settings.stop_timeout_s
-        while self._busy() and time.monotonic() < deadline_s:
+        started_s = time.monotonic()
+        deadline_s = started_s + self.settings.stop_timeout_s
+        while time.monotonic() < deadline_s and self._busy(time.monotonic() < started_s + LINGER_S):
             self._turn()
         left = self.publisher.close(max(0.0, deadline_s - time.monotonic()) + 1.0)
         balance = self.ledger.balance()
@@ -118,16 +124,29 @@ class Server:
         wasyncore.loop(timeout=LOOP_TURN_S, use_poll=True, map=self._sockets, count=1)
 
     def _stop_accepting(self) -> None:
-        for dispatcher in list(self._sockets.values()):
-            if isinstance(dispatcher, BaseWSGIServer):
-                # Not its close(): that takes the trigger away by which worker threads wake the loop.
-                dispatcher.accepting = False
-                dispatcher.del_channel()
-        self._listener.close()
+        """Close the listening socket, but take whoever waits in its queue: closing alone would reset their connections."""
+        (server,) = (part for part in self._sockets.values() if isinstance(part, BaseWSGIServer))
+        # Not its close(): that takes the trigger away by which worker threads wake the loop.
+        server.accepting = False
+        server.del_channel()
+        waiting = []
+        with self._listener, contextlib.suppress(BlockingIOError):
+            while True:
+                waiting.append(self._listener.accept())
+        for connection, address in waiting:
+            server.set_socket_options(connection)
+            HTTPChannel(server, connection, address, server.adj, map=self._sockets)
 
-    def _busy(self) -> bool:
-        channels = [channel for channel in self._sockets.values() if isinstance(channel, HTTPChannel)]
-        return any(channel.requests or channel.request or channel.total_outbufs_len for channel in channels)
+    def _busy(self, lingering: bool) -> bool:
+        since_s = time.time() - LINGER_S  # waitress notes times of activity on this clock
+        return any(
+            channel.requests
+            or channel.request
+            or channel.total_outbufs_len
+            or (lingering and channel.last_activity > since_s)
+            for channel in self._sockets.values()
+            if isinstance(channel, HTTPChannel)
+        )
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._stop_at_s is not None:
@@ -142,6 +161,7 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)  # now: two that have only bound the same port would both believe that they have it
     except OSError as error:
         listener.close()
         code = "port_taken" if error.errno == errno.EADDRINUSE else "cannot_listen"
