@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kinguin_streams.cluster.settings import KafkaSettings
+from kinguin_streams.schemas.topics import MAX_RECORD_BYTES
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 # librdkafka writes up to 20 lines a second to stderr while a broker is away; every client is given this logger instead.
@@ -48,6 +49,9 @@ def producer_config(
     preferred = {
         "linger.ms": 0,  # measured: 5 ms cost a lone request 6 ms and gained nothing under load; batches form by themselves
         "message.timeout.ms": round(delivery_timeout_s * 1000),
+        # The topics' max.message.bytes is a limit on whole batches: of librdkafka's default of 1 MB, the broker refused
+        # every record of a burst as too large. The first record of a batch may exceed this, alone.
+        "batch.size": MAX_RECORD_BYTES // 2,
         "queue.buffering.max.messages": queue_records,
         "queue.buffering.max.kbytes": 65_536,
         "socket.nagle.disable": True,
