@@ -47,24 +47,28 @@ class StartBroker:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._settings: dict[Path, LocalSettings] = {}
-        self._started: list[LocalBroker] = []
 
     def __call__(self, data_dir: Path) -> LocalBroker:
+        """Start the folder's broker, which must not be running, and return it once it can be used."""
         known = self._settings.get(data_dir)
         try:
             broker, self._settings[data_dir] = _start_from_jars(self._run_dir, data_dir, known)
         except NoKafkaError as exc:
             _skip_or_fail(str(exc))
-        self._started.append(broker)
         return broker
 
     def settings(self, data_dir: Path) -> LocalSettings:
-        """Return what the broker on that folder was started with."""
+        """Return the settings of the folder's broker. Whoever starts it with them, it is stopped at the test's end."""
+        if data_dir not in self._settings:
+            _note(self._run_dir, "brokers", data_dir)
+            self._settings[data_dir] = _free_settings(data_dir)
         return self._settings[data_dir]
 
     def stop_all(self) -> None:
-        for broker in self._started:
-            broker.stop(timeout_s=10.0)
+        for settings in self._settings.values():
+            broker = local_broker.find(settings, answers_within_s=None)
+            if broker:
+                broker.stop(timeout_s=10.0)
 
 
 @pytest.fixture(scope="session")
@@ -191,9 +195,7 @@ def _start_from_jars(
 ) -> tuple[LocalBroker, LocalSettings]:
     _note(run_dir, "brokers", data_dir)
     for attempt in range(1, START_ATTEMPTS + 1):
-        settings = known or LocalSettings(
-            data_dir=data_dir, kafka_port=free_port(), controller_port=free_port(), heap="384m"
-        )
+        settings = known or _free_settings(data_dir)
         try:
             return local_broker.start(settings), settings
         except OperatorError as exc:
@@ -202,6 +204,10 @@ def _start_from_jars(
             if known or exc.code not in ("port_taken", "broker_failed") or attempt == START_ATTEMPTS:
                 raise
     raise AssertionError
+
+
+def _free_settings(data_dir: Path) -> LocalSettings:
+    return LocalSettings(data_dir=data_dir, kafka_port=free_port(), controller_port=free_port(), heap="384m")
 
 
 def _start_container(run_dir: Path) -> str:
