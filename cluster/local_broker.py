@@ -300,12 +300,11 @@ def _refuse_taken_ports(settings: LocalSettings) -> None:
         if settings.kafka_port == settings.controller_port:
             reason = f"cannot serve both {' and '.join(ports)}"
         if reason:
-            raise OperatorError(
-                "port_taken",
-                f"Port {port} on 127.0.0.1, which the local broker needs ({variable}), {reason}.",
-                f"Stop that program, or set {variable} to a free port. If it is a Kafka that you want to use: "
-                f"KINGUIN_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:{port}.",
-            )
+            hint = f"Stop that program, or set {variable} to a free port."
+            if port == settings.kafka_port:
+                hint += f" To use a Kafka that is there already: KINGUIN_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:{port}."
+            what = f"Port {port} on 127.0.0.1, which the local broker needs ({variable}), {reason}."
+            raise OperatorError("port_taken", what, hint)
 
 
 def _somebody_listens(port: int) -> bool:

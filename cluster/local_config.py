@@ -107,6 +107,8 @@ def telling_lines(log: str, *, at_most: int = 5) -> tuple[str, ...]:
         record = _STARTS_A_RECORD.match(line)
         if record:
             in_error = record["level"] in ("ERROR", "FATAL")
-        if in_error or (record is None and line.startswith(("Exception in", "Error", "Caused by"))):
+        elif line.startswith(("Exception in", "Error", "Caused by")):  # Java itself; the reason is often the line below
+            in_error = True
+        if in_error:
             errors.append(line)
     return tuple((errors or lines)[-at_most:])

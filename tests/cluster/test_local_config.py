@@ -66,6 +66,6 @@ def test_without_an_error_a_person_sees_the_last_lines() -> None:
     assert telling_lines("one\ntwo\n\nthree\n", at_most=2) == ("two", "three")
 
 
-def test_what_java_itself_says_counts_as_an_error() -> None:
-    console = "some warning\nError: Could not create the Java Virtual Machine.\nmore\n"
-    assert telling_lines(console) == ("Error: Could not create the Java Virtual Machine.",)
+def test_what_java_itself_says_counts_as_an_error_and_its_reason_is_the_next_line() -> None:
+    console = "some warning\nError occurred during initialization of VM\nToo small maximum heap\n"
+    assert telling_lines(console) == ("Error occurred during initialization of VM", "Too small maximum heap")
