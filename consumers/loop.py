@@ -74,7 +74,7 @@ class ConsumeLoop:
         self._log = log.bind(consumer=projection.name)
         self._expected = {topics.name(name): name for name in projection.events}
         group_id = f"{settings.group_prefix}.{projection.name}"
-        self._config = consumer_config(kafka, group_id=group_id, client_id=group_id)
+        self._config = _with_short_session(consumer_config(kafka, group_id=group_id, client_id=group_id))
         self._assigns_incrementally = _assigns_incrementally(self._config)
         self._identity = SourceIdentity(
             admin_config(kafka, client_id=f"{group_id}-admin"), list(self._expected), settings.kafka_wait_s
@@ -323,6 +323,16 @@ class _Waiting:
         self.held = held
         self.delay_s = delay_s
         self.due_s = due_s
+
+
+def _with_short_session(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with a session of 10 s, unless the user has chosen one.
+
+    After kill -9 the group waits a session out (45 s by default) before the restarted process gets its partitions. A
+    session that ends too early costs a rebalance and nothing else: the database decides who writes. With the consumer
+    protocol the broker sets it.
+    """
+    return config if config.get("group.protocol") == "consumer" else {"session.timeout.ms": 10_000, **config}
 
 
 def _assigns_incrementally(config: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, Producer, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER, admin_config, producer_config
@@ -45,7 +45,9 @@ class Streams:
         self.prefix = prefix
         self.topics: Topics = topics(prefix, partitions)
         self.admin = AdminClient(admin_config(self.kafka), logger=CLIENT_LOGGER)
-        self._producer = Producer(producer_config(self.kafka, client_id="test"), logger=CLIENT_LOGGER)
+        config = producer_config(self.kafka, client_id="test", queue_records=100_000)
+        self._producer = Producer(config, logger=CLIENT_LOGGER)
+        self._refused: list[str] = []
 
     def make(self, *only: RecordName) -> "Streams":
         """Create the topics, or only these."""
@@ -58,21 +60,32 @@ class Streams:
         return self.topics.name(record)
 
     def write(self, *records: Record, encoder: Encoder | None = None) -> None:
-        """Write records as the ingress does."""
+        """Write records as the ingress does; all of them are in Kafka then."""
         encoder = encoder or Encoder()
         for record in records:
             out = outgoing(record, self.topics, encoder)
-            self._producer.produce(
+            self._produce(
                 out.topic, key=out.key, value=out.value, headers=list(out.headers), timestamp=out.timestamp_ms
             )
-            self._producer.poll(0)
-        assert self._producer.flush(PATIENCE_S) == 0
+        self._flush()
 
     def write_bytes(self, record: RecordName, values: Sequence[bytes | None], partition: int = 0) -> None:
         """Write values as they are into the topic of a record."""
         for value in values:
-            self._producer.produce(self.name(record), key=b"poison", value=value, partition=partition)
+            self._produce(self.name(record), key=b"poison", value=value, partition=partition)
+        self._flush()
+
+    def _produce(self, topic: str, **record: Any) -> None:
+        self._producer.produce(topic, on_delivery=self._on_delivery, **record)
+        self._producer.poll(0)
+
+    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._refused.append(error.str())
+
+    def _flush(self) -> None:
         assert self._producer.flush(PATIENCE_S) == 0
+        assert self._refused == []  # an empty queue alone proves nothing
 
     def ends(self, *records: RecordName) -> dict[tuple[str, int], int]:
         """Return the end offsets of all partitions that are not empty."""
