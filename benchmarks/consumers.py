@@ -38,7 +38,7 @@ TOPIC = "kinguin.order.status"
 PEERS = ("decode", "order-state")
 STATUSES = ("processing", "completed", "canceled", "refunded")
 START_MS = 1_790_000_000_000
-BATCH_RECORDS = 2_000
+BATCH_RECORDS = 10_000
 
 
 def fill(bootstrap_servers: str, records: int, orders: int) -> None:

@@ -3,6 +3,7 @@
 python benchmarks/noop_ingress.py PORT
 """
 
+import logging
 import sys
 
 import falcon
@@ -25,6 +26,7 @@ class Noop:
         resp.status = falcon.HTTP_204
 
 
+logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 app = falcon.App()
 app.add_route("/webhooks", Noop())
 defaults = IngressSettings()

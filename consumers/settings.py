@@ -27,7 +27,7 @@ class ConsumerSettings(BaseModel):
         pattern=r"^[a-zA-Z0-9._-]{1,100}$",
         description="first part of the consumer groups' names; two databases on one cluster need two",
     )
-    batch_records: int = Field(default=2_000, ge=1, le=100_000, description="most records in one database transaction")
+    batch_records: int = Field(default=10_000, ge=1, le=100_000, description="most records in one database transaction")
     batch_wait_s: float = Field(
         default=0.2, gt=0, le=10, description="longest wait for a batch to fill up; the delay of a quiet topic"
     )
