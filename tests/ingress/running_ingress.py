@@ -33,6 +33,7 @@ UPDATED_AT = "2020-10-16T11:24:08+00:00"
 EVENT_TOPICS: tuple[RecordName, ...] = ("product.update", "order.status", "order.complete")
 
 Header = tuple[str | bytes, str | bytes]
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def order_status(order_id: str, status: str = "processing", updated_at: str = UPDATED_AT, extra: str = "") -> bytes:
@@ -268,14 +269,9 @@ class RunningIngress:
         finally:
             connection.close()
 
-    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Return every sample: (name, labels) to value."""
-        text = self.admin("/metrics").body.decode()
-        return {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+    def metrics(self) -> Samples:
+        """Return every sample of one scrape."""
+        return samples(self.admin("/metrics").body.decode())
 
     def log_text(self) -> str:
         return self.log_file.read_text("utf-8", errors="surrogateescape")
@@ -292,7 +288,16 @@ class RunningIngress:
         return self.process.wait(timeout_s)
 
 
-def assert_balanced(metrics: Mapping[tuple[str, tuple[tuple[str, str], ...]], float]) -> None:
+def samples(exposition: str) -> Samples:
+    """Return every sample of a Prometheus text: (name, labels) to value."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(exposition)
+        for sample in family.samples
+    }
+
+
+def assert_balanced(metrics: Samples) -> None:
     """Assert that the ledger of one scrape balances: received = in flight + all that ended, by outcome."""
     ended = sum(value for (name, _), value in metrics.items() if name == "kinguin_ingress_requests_total")
     received = metrics["kinguin_ingress_received_total", ()]
