@@ -10,12 +10,13 @@ from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.schemas.topics import topics
+from tests.conftest import KafkaCluster
 
 pytestmark = pytest.mark.kafka
 
 
 def test_a_burst_of_large_records_is_taken_though_together_they_exceed_the_topics_limit(
-    kafka, topic_prefix: str
+    kafka: KafkaCluster, topic_prefix: str
 ) -> None:
     settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers)
     declared = topics(topic_prefix)
