@@ -4,6 +4,7 @@ The data folder has one owner at a time. The owner holds a lock on a file, and t
 process: it lives exactly as long as the broker, whatever becomes of the program that started it.
 """
 
+import atexit
 import errno
 import fcntl
 import json
@@ -43,6 +44,14 @@ _JAVA_VARIABLES = ("CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 _log = structlog.get_logger(__name__)
+
+
+@atexit.register
+def _let_brokers_live_on() -> None:
+    """Tell Popen that it need not complain: a broker may outlive the program that started it."""
+    for child in _children.values():
+        if child.poll() is None:
+            child.returncode = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
