@@ -1,0 +1,314 @@
+"""The life of an ingress process: how it refuses to start, how it stops, what it owes after kill -9, and Kafka away."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from kinguin_streams.schemas.topics import topics
+from kinguin_streams.simulator.ledger import FileLedger, acked_webhooks, read_ledger
+from kinguin_streams.simulator.plan import plan_deliveries
+from kinguin_streams.simulator.sender import Sender, SenderSettings
+from kinguin_streams.simulator.witness import recompute
+from tests.conftest import KafkaCluster, StartBroker
+from tests.ingress.running_ingress import (
+    EVENT_TOPICS,
+    SECRET,
+    Answer,
+    Connection,
+    RunningIngress,
+    apply_topics,
+    assert_balanced,
+    command,
+    free_port,
+    new_id,
+    order_status,
+    running_ingress,
+    start,
+    wait_until,
+)
+
+pytestmark = pytest.mark.kafka
+
+
+# --- refusing to start ---
+
+
+def outcome(arguments: list[str], environment: dict[str, str], folder: Path) -> tuple[int, str]:
+    """Return the exit code and what was said on stderr."""
+    done = subprocess.run(
+        arguments, env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("setting", ["port", "admin_port"])
+def test_a_port_that_is_taken_is_said_in_one_sentence_and_exit_1(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, setting: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = stranger.getsockname()[1]
+        ports = {"port": free_port(), "admin_port": free_port(), setting: taken}
+        code, said = outcome(*command(kafka.bootstrap_servers, topic_prefix, **ports), tmp_path)
+    assert code == 1
+    assert f"Cannot listen on 127.0.0.1:{taken}: Address already in use." in said
+    assert f"KINGUIN_INGRESS__{setting.upper()}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        None,
+        "",
+        "{}",
+        '{"default": []}',
+        '{"default": [""]}',
+        '{"default": ["changeme"]}',
+        '{"default": ["has a space"]}',
+        '{"BAD NAME": ["x1y2"]}',
+        "no json",
+    ],
+)
+def test_row_65_no_usable_secret_is_exit_2_and_names_the_setting(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, secrets: str | None
+) -> None:
+    arguments, environment = command(kafka.bootstrap_servers, topic_prefix, port=free_port(), admin_port=free_port())
+    del environment["KINGUIN_INGRESS__SECRETS"]
+    if secrets is not None:
+        environment["KINGUIN_INGRESS__SECRETS"] = secrets
+    code, said = outcome(arguments, environment, tmp_path)
+    assert code == 2
+    assert "KINGUIN_INGRESS__SECRETS" in said
+    assert len(said.splitlines()) == 1
+    assert "x1y2" not in said
+
+
+def test_without_its_topics_it_is_alive_but_not_ready_and_says_which_is_missing(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+) -> None:
+    ports = {"port": free_port(), "admin_port": free_port()}
+    arguments, environment = command(kafka.bootstrap_servers, topic_prefix, **ports)
+    process = subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _get(ports["admin_port"], "/livez") == (200, "ok\n"), 30, "an ingress that is alive")
+        missing = f"[-] topics: not_delivered: topic {topic_prefix}.product.update"
+        wait_until(lambda: missing in _get(ports["admin_port"], "/readyz")[1], 10, "the missing topic")
+        assert _get(ports["admin_port"], "/readyz")[0] == 503
+        apply_topics(kafka.bootstrap_servers, topics(topic_prefix, partitions=2))
+        wait_until(lambda: _get(ports["admin_port"], "/readyz")[0] == 200, 10, "readiness once the topics are there")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except OSError:
+        return 0, ""
+    finally:
+        connection.close()
+
+
+# --- stopping ---
+
+
+class Clients:
+    """Post as fast as they are answered, each webhook on a connection of its own, until the port is closed."""
+
+    def __init__(self, running: RunningIngress, count: int) -> None:
+        self._running = running
+        self._lock = threading.Lock()
+        self.acked: set[bytes] = set()
+        self.other: list[Answer] = []
+        self.cut: list[str] = []
+        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while True:
+            body = order_status(new_id())
+            connection = Connection(self._running.port)
+            try:
+                answer = connection.exchange(self._running.webhook(body))
+            except ConnectionRefusedError:
+                return
+            except (OSError, http.client.HTTPException) as error:
+                with self._lock:
+                    self.cut.append(repr(error))
+                return
+            finally:
+                connection.close()
+            with self._lock:
+                if answer.status == 204:
+                    self.acked.add(body)
+                else:
+                    self.other.append(answer)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_sigterm_under_load_cuts_no_request_and_loses_nothing(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+) -> None:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path) as running:
+        clients = Clients(running, 16)
+        wait_until(lambda: len(clients.acked) > 300, 30, "some load")
+        assert running.terminate() == 0
+        clients.join()
+        assert clients.cut == []
+        assert clients.other == []
+        assert {kept.record.raw for kept in running.log.events()} == clients.acked
+        last = running.log_lines()[-1]
+        assert (last["event"], last["in_flight"], last["without_report"]) == ("ingress_stopped", 0, 0)
+
+
+def test_after_sigterm_it_is_unready_at_once_and_serves_on_for_the_pre_stop_time(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+) -> None:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=1.5) as running:
+        running.process.send_signal(signal.SIGTERM)
+        stopped_s = time.monotonic()
+        wait_until(lambda: running.admin("/readyz").status == 503, 1.0, "unreadiness")
+        assert "[-] not_stopping: stopping" in running.admin("/readyz").body.decode()
+        assert running.admin("/livez").status == 200
+        assert running.post(order_status(new_id())).status == 204
+        assert running.process.wait(20) == 0
+        assert time.monotonic() - stopped_s >= 1.5
+
+
+def test_a_request_that_was_half_sent_at_sigterm_is_finished(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+) -> None:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path) as running:
+        body = order_status(new_id())
+        request = running.webhook(body)
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+            connection.sendall(request[:-20])
+            time.sleep(0.2)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            connection.sendall(request[-20:])
+            assert connection.recv(100).startswith(b"HTTP/1.1 204 ")
+        assert running.process.wait(20) == 0
+        assert [kept.record.raw for kept in running.log.events()] == [body]
+
+
+def test_a_second_signal_ends_it_at_once(kafka: KafkaCluster, topic_prefix: str, tmp_path: Path) -> None:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=60) as running:
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: running.admin("/readyz").status == 503, 2.0, "unreadiness")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(5) == 128 + signal.SIGTERM
+
+
+# --- row 5: kill -9 ---
+
+
+@pytest.mark.parametrize(
+    ("posts", "kills"),
+    [
+        pytest.param(2_000, 2, id="2,000 posts, 2 kills"),
+        pytest.param(20_000, 10, id="20,000 posts, 10 kills", marks=pytest.mark.faults),
+    ],
+)
+def test_row_5_kill_9_under_load_loses_no_acked_event(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, posts: int, kills: int
+) -> None:
+    bootstrap = kafka.bootstrap_servers
+    apply_topics(bootstrap, topics(topic_prefix, partitions=2))
+    running = start(bootstrap, topic_prefix, tmp_path)
+    ports = {"port": running.port, "admin_port": running.admin_port}
+    ledger_file = tmp_path / "acked.jsonl"
+    start_of_plan = datetime(2024, 1, 1, tzinfo=UTC)
+    sender_settings = SenderSettings(
+        target=f"http://127.0.0.1:{running.port}",
+        secret=SECRET,
+        clients=8,
+        timeout_s=10,
+        retry_waits_s=(0.2,) * 100,
+        disable_after=10_000,
+    )
+    try:
+        with FileLedger(ledger_file, fsync=True) as ledger:
+            plan = plan_deliveries(uuid4().int % 2**32, start=start_of_plan, count=posts, broken=0.02)
+            sender = Sender(sender_settings, plan, total=posts, ledger=ledger)
+            sender.start()
+            for kill in range(kills):
+                reached = posts * (kill + 1) // (kills + 1)
+                wait_until(lambda at=reached: sender.report().acked >= at, 120, "posts before a kill")  # type: ignore[misc]
+                running.process.kill()
+                running.process.wait()
+                running.log.close()
+                running = start(bootstrap, topic_prefix, tmp_path, **ports)
+            assert sender.wait(120)
+        report = sender.report()
+        assert report.all_acked
+        assert report.no_answer > 0  # or the kills hit nothing
+
+        # The witness knows only what was answered and written to disk.
+        entries = list(read_ledger(ledger_file))
+        acked = recompute(acked_webhooks(entries))
+        maybe = recompute({(entry.store, entry.event, entry.body) for entry in entries})
+        for name in EVENT_TOPICS:
+            ids = {kept.headers["ce_id"].decode() for kept in running.log.new(name)}
+            assert acked.topics[name] - ids == set()
+            assert ids - maybe.topics[name] == set()
+        assert len(acked.refused) == len({letter.body for letter in running.log.dead_letters()})
+        assert running.terminate() == 0
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+        running.log.close()
+
+
+# --- Kafka away ---
+
+
+def test_while_kafka_is_away_it_is_503_and_retry_after_within_5_s_and_then_it_recovers_by_itself(
+    kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path
+) -> None:
+    broker = kafka_factory(tmp_path / "kafka")
+    with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path) as running:
+        first = order_status(new_id())
+        assert running.post(first).status == 204
+        bodies = [order_status(new_id()) for _ in range(20)]
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            started_s = time.monotonic()
+            answers = running.send_all([running.webhook(body) for body in bodies], clients=20)
+            assert time.monotonic() - started_s < 5
+            assert_balanced(running.metrics())
+            assert running.admin("/livez").status == 200
+            wait_until(lambda: running.admin("/readyz").status == 503, 10, "unreadiness")
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        assert {(answer.status, answer.problem_type) for answer in answers} == {(503, "unavailable")}
+        assert {answer.headers["retry-after"] for answer in answers} == {"5"}
+        wait_until(lambda: running.admin("/readyz").status == 200, 30, "readiness after Kafka's return")
+        # The sender comes again with the same bytes; those that landed late share their id with the retry.
+        again = running.send_all([running.webhook(body) for body in bodies])
+        assert {answer.status for answer in again} == {204}
+        kept = running.log.events()
+        assert {record.record.raw for record in kept} == {first, *bodies}
+        assert len({record.record.event_id for record in kept}) == 21
