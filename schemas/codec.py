@@ -131,9 +131,11 @@ def _read_body(schema: SchemaVersion, body: bytes) -> dict[str, Any]:
     source = io.BytesIO(body)
     try:
         fields: dict[str, Any] = schemaless_reader(source, schema.wire, None)  # type: ignore[assignment]
-    except EOFError as error:
-        raise UndecodableRecord("truncated", f"{schema.record} version {schema.version} wants more bytes") from error
     except Exception as error:  # fastavro raises what its parts raise: Unicode, Index, Value, Overflow, Memory, …
+        # It says IndexError for a number that is cut off, and for a union index past the end.
+        if isinstance(error, EOFError) or (isinstance(error, IndexError) and source.tell() == len(body)):
+            detail = f"{schema.record} version {schema.version} wants more bytes"
+            raise UndecodableRecord("truncated", detail) from error
         raise UndecodableRecord("malformed", f"not a {schema.record} version {schema.version}: {error}") from error
     if source.tell() != len(body):
         raise UndecodableRecord("trailing_bytes", f"{len(body) - source.tell()} bytes follow the {schema.record}")
