@@ -150,8 +150,11 @@ def migrate(state_url: StateUrl = None) -> None:
     """
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers import database
+    from kinguin_streams.telemetry.logs import configure
 
-    before, after = database.migrate(load(state={"url": state_url}).state)
+    settings = load(state={"url": state_url})
+    configure(settings.log.level, settings.log.format)
+    before, after = database.migrate(settings.state)
     output.talk(f"Schema version {after}; it was {before or 'none'}." if before != after else f"Already at {after}.")
 
 

@@ -37,10 +37,10 @@ def environment(streams: Streams, folder: Path, **settings: object) -> dict[str,
     }
 
 
-def start(environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+def start(environment: dict[str, str], log: Path, name: str = "order-state") -> "subprocess.Popen[bytes]":
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "kinguin_streams", "consume", "order-state"],
+            [sys.executable, "-m", "kinguin_streams", "consume", name],
             env=environment,
             stdout=output,
             stderr=output,
