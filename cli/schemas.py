@@ -83,9 +83,13 @@ def _read(folder: Path) -> "list[CandidateVersion]":
     from kinguin_streams.schemas.compatibility import CandidateVersion
     from kinguin_streams.telemetry.operator_error import OperatorError
 
+    hint = "Schemas are files <record>/<version>.avsc in UTF-8, versions counting from 1."
     files = sorted(folder.glob("*/*.avsc"))
     misnamed = [file for file in files if not file.stem.isdecimal()]
     if not files or misnamed:
         what = f"{misnamed[0]} is not named <version>.avsc." if misnamed else f"There is no schema in {folder}."
-        raise OperatorError("no_schemas", what, "Schemas are files <record>/<version>.avsc, versions counting from 1.")
-    return [CandidateVersion(record=f.parent.name, version=int(f.stem), text=f.read_text("utf-8")) for f in files]
+        raise OperatorError("no_schemas", what, hint)
+    try:
+        return [CandidateVersion(record=f.parent.name, version=int(f.stem), text=f.read_text("utf-8")) for f in files]
+    except (OSError, UnicodeDecodeError) as error:
+        raise OperatorError("no_schemas", f"A schema in {folder} cannot be read: {error}.", hint) from error

@@ -21,6 +21,8 @@ NAMESPACE = "kinguin.v1"
 MEANING = ("logicalType", "scale", "precision")
 """Attributes that change what bytes mean and that Avro's resolution does not look at."""
 
+_OTHER_TIMES = ("timestamp-micros", "timestamp-nanos", "local-timestamp-millis", "local-timestamp-micros")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateVersion:
@@ -74,9 +76,10 @@ def _unreadable(candidate: CandidateVersion) -> str | None:
     try:
         fingerprint_of(candidate.text)
         parse(candidate.text)
-    except (ValueError, KeyError, TypeError, SchemaParseException, AvroException) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SchemaParseException, AvroException) as error:
         return f"not a schema: {error}"
-    if json.loads(candidate.text).get("type") != "record":
+    schema = json.loads(candidate.text)
+    if not isinstance(schema, dict) or schema.get("type") != "record":
         return "not a schema of a record"
     return None
 
@@ -94,10 +97,11 @@ def _incompatibilities(older: CandidateVersion, newer: CandidateVersion) -> Iter
     for reader, writer in ((newer, older), (older, newer)):
         result = ReaderWriterCompatibilityChecker().get_compatibility(parse(reader.text), parse(writer.text))
         if result.compatibility is not SchemaCompatibilityType.compatible:
-            reasons = "; ".join(
-                f"{where}: {why}" for where, why in zip(sorted(result.locations), sorted(result.messages), strict=False)
+            # Two sets, so that nothing says which place belongs to which reason.
+            reasons, places = "; ".join(sorted(result.messages)), ", ".join(sorted(result.locations))
+            message = (
+                f"a reader of version {reader.version} cannot read version {writer.version}: {reasons} (at {places})"
             )
-            message = f"a reader of version {reader.version} cannot read version {writer.version}: {reasons or 'no reason given'}"
             yield _finding(newer, older, "incompatible", message)
 
 
@@ -116,49 +120,92 @@ def _shared_fingerprints(versions: Sequence[CandidateVersion]) -> Iterator[Findi
         seen[fingerprint] = candidate
 
 
-def _changes_of_meaning(older: Any, newer: Any) -> Iterator[str]:
+def _changes_of_meaning(older: Any, newer: Any, where: str = "") -> Iterator[str]:
     if _full_name(older) != _full_name(newer):
         yield f"the record was {_full_name(older)} and is {_full_name(newer)}"
-    before = {field["name"]: field["type"] for field in older["fields"]}
+    before = {field["name"]: field for field in older["fields"]}
     for field in newer["fields"]:
-        if field["name"] in before:
-            yield from _type_changes(field["name"], before[field["name"]], field["type"])
+        name, earlier = where + field["name"], before.get(field["name"])
+        if earlier is None:
+            continue
+        if "default" in earlier and "default" in field and earlier["default"] != field["default"]:
+            # A reader puts it where the writer had no such field: the same record would mean two things.
+            yield f"field {name}: the default was {json.dumps(earlier['default'])} and is {json.dumps(field['default'])}"
+        yield from _type_changes(name, earlier["type"], field["type"])
 
 
 def _type_changes(where: str, older: Any, newer: Any) -> Iterator[str]:
     old, new = _without_null(older), _without_null(newer)
+    if _may_be_null(older) != _may_be_null(newer):
+        yield f"field {where}: {'could' if _may_be_null(older) else 'could not'} be null, and that has changed"
+    if {_base(old), _base(new)} == {"string", "bytes"}:
+        # Avro reads either as the other, but bytes need not be UTF-8.
+        yield f"field {where}: was {_base(old)} and is {_base(new)}"
     for attribute in MEANING:
         before, after = _attribute(old, attribute), _attribute(new, attribute)
         if before != after:
             yield f"field {where}: {attribute} was {before} and is {after}"
-    if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type") == "record":
-        yield from (f"{where}.{change}" for change in _changes_of_meaning(old, new))
-    for inner in ("items", "values"):
-        if isinstance(old, dict) and isinstance(new, dict) and inner in old and inner in new:
+    if not isinstance(old, dict) or not isinstance(new, dict) or old.get("type") != new.get("type"):
+        return  # another type: Avro's own check has its say
+    match old["type"]:
+        case "record":
+            yield from _changes_of_meaning(old, new, f"{where}.")
+        case "array" | "map":
+            inner = "items" if old["type"] == "array" else "values"
             yield from _type_changes(f"{where}[]", old[inner], new[inner])
+        case "enum" if new["symbols"][: len(old["symbols"])] != old["symbols"]:
+            yield f"field {where}: symbols were {old['symbols']} and are {new['symbols']}; new ones come last, none goes"
 
 
 def _lint(schema: Any) -> Iterator[str]:
     if schema.get("namespace") != NAMESPACE:
         yield f"the namespace is {schema.get('namespace')}, not {NAMESPACE}"
+    yield from _lint_record(schema, "", ())
+
+
+def _lint_record(schema: Any, where: str, enclosing: tuple[str, ...]) -> Iterator[str]:
     if not schema.get("doc"):
-        yield "the record has no doc"
+        yield f"record {schema['name']} has no doc"
     for field in schema["fields"]:
-        name, kind = field["name"], field["type"]
+        name, kind = where + field["name"], field["type"]
         if not field.get("doc"):
             yield f"field {name} has no doc"
         if isinstance(kind, list) and (len(kind) != 2 or kind[0] != "null" or field.get("default", 0) is not None):
             yield f'field {name}: what may be absent is ["null", T] with default null'
-        base = _without_null(kind)
-        if base in ("float", "double"):
-            yield f"field {name}: money and measures are decimals, never {base}"
-        if _attribute(base, "logicalType") in ("timestamp-micros", "timestamp-nanos", "local-timestamp-millis"):
-            yield f"field {name}: times are timestamp-millis"
+        yield from _lint_type(name, _without_null(kind), (*enclosing, schema["name"]))
+
+
+def _lint_type(where: str, kind: Any, enclosing: tuple[str, ...]) -> Iterator[str]:
+    base = _base(kind)
+    if base in ("float", "double"):
+        yield f"field {where}: money and measures are decimals, never {base}"
+    if _attribute(kind, "logicalType") in _OTHER_TIMES:
+        yield f"field {where}: times are timestamp-millis"
+    if base.rpartition(".")[2] in enclosing:
+        # fastavro reads nested records by recursion: 10 KB with 10,000 levels ended the process.
+        yield f"field {where}: a record must not contain itself"
+    match kind:
+        case {"type": "record"}:
+            yield from _lint_record(kind, f"{where}.", enclosing)
+        case {"type": "array", "items": inner} | {"type": "map", "values": inner}:
+            yield from _lint_type(f"{where}[]", _without_null(inner), enclosing)
+        case {"type": "enum"} if "default" not in kind:
+            yield f"field {where}: an enum has a default, for readers that do not know a new symbol"
 
 
 def _without_null(kind: Any) -> Any:
     branches = [branch for branch in kind if branch != "null"] if isinstance(kind, list) else [kind]
     return branches[0] if len(branches) == 1 else branches
+
+
+def _may_be_null(kind: Any) -> bool:
+    return isinstance(kind, list) and "null" in kind
+
+
+def _base(kind: Any) -> str:
+    """Return the type without its attributes; "" for a union."""
+    base = kind.get("type") if isinstance(kind, dict) else kind
+    return base if isinstance(base, str) else ""
 
 
 def _attribute(kind: Any, attribute: str) -> Any:
