@@ -145,7 +145,7 @@ class Sender:
         for number in range(self._settings.clients):
             thread = Thread(target=self._work, name=f"sender-{number}", daemon=True)
             thread.start()
-            self._threads.append(thread)  # started: a Ctrl-C between the two lines leaves nothing that cannot be joined
+            self._threads.append(thread)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return True once the last attempt is over, False if that takes longer than `timeout_s`.
@@ -157,6 +157,12 @@ class Sender:
             thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():
                 return False
+        # Ctrl-C inside start() leaves a thread that runs and is in no list; its request is in flight all the same.
+        with self._changed:
+            while self._in_flight:
+                if deadline_s is not None and time.monotonic() >= deadline_s:
+                    return False
+                self._changed.wait(None if deadline_s is None else deadline_s - time.monotonic())
         self._pool.close()
         if self._fault is not None:
             raise self._fault
