@@ -1,6 +1,7 @@
 """The loop on a real Kafka: what takes effect, what is kept aside, and when it stops rather than skip."""
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from kinguin_streams.schemas.codec import Decoder, Encoder, UnknownSchema
 from kinguin_streams.schemas.events import Record, RecordName
 from kinguin_streams.schemas.versions import SchemaVersion, shipped
 from kinguin_streams.telemetry.operator_error import OperatorError
-from tests.conftest import KafkaCluster, free_port
-from tests.consumers.deliveries import order_complete, order_status, product_update
+from tests.conftest import KafkaCluster, StartBroker, free_port
+from tests.consumers.deliveries import at, order_complete, order_status, product_update
 from tests.consumers.kafka_streams import Streams, running_loop, wait_until
 
 pytestmark = pytest.mark.kafka
@@ -52,6 +53,10 @@ def test_product_changes_are_counted_once_each(streams: Streams, tmp_path: Path)
         running.catch_up(streams.ends("product.update"))
     assert [tuple(getattr(p, f) for f in ("kinguin_id", "changes")) for p in reader.busiest_products(running.state.url, 5)] == [(1949, 2), (7, 1)]  # fmt: skip
     assert reader.product_count(running.state.url) == 2
+    view = reader.product_view(running.state.url, "default", 1949)
+    assert view is not None
+    assert (view.summary.changes, view.summary.updated_at_ms) == (2, at(2))
+    assert reader.product_view(running.state.url, "default", 1) is None
 
 
 def test_a_restart_goes_on_at_the_stored_offset(streams: Streams, tmp_path: Path) -> None:
@@ -91,6 +96,28 @@ def test_a_second_member_takes_its_share_and_leaves_it(streams: Streams, tmp_pat
         first.catch_up(streams.ends("order.status"))
         assert first.loop.applied + second.loop.applied == 400
     assert reader.orders_by_status(first.state.url) == {"on_hold": 100}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param({"partition.assignment.strategy": "cooperative-sticky"}, id="cooperative-sticky"),
+        pytest.param({"group.protocol": "consumer"}, id="consumer protocol", marks=pytest.mark.faults),
+    ],
+)
+def test_partitions_may_move_one_by_one(streams: Streams, tmp_path: Path, config: dict[str, str]) -> None:
+    streams.kafka = streams.kafka.model_copy(update={"config": config})
+    streams.write(*(order_status("processing", order_id=f"O{n}") for n in range(100)))
+    with running_loop(streams, tmp_path) as first:
+        first.catch_up(streams.ends("order.status"))
+        with running_loop(streams, tmp_path) as second:
+            wait_until(lambda: len(second.loop.assigned) == len(first.loop.assigned) == 2, "an even share")
+            streams.write(*(order_status("completed", 1, order_id=f"O{n}") for n in range(100)))
+            second.catch_up(streams.ends("order.status"))
+        streams.write(*(order_status("refunded", 2, order_id=f"O{n}") for n in range(100)))
+        first.catch_up(streams.ends("order.status"))
+        assert first.loop.applied + second.loop.applied == 300
+    assert reader.orders_by_status(first.state.url) == {"refunded": 100}
 
 
 def test_a_consumer_that_has_lost_a_partition_stops(streams: Streams, tmp_path: Path) -> None:
@@ -275,3 +302,18 @@ def test_a_cluster_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> Non
     streams = Streams(f"127.0.0.1:{free_port()}", "none")
     failure = failure_of(streams, tmp_path, kafka_wait_s=1.0)
     assert failure.code == "kafka_unreachable"
+
+
+@pytest.mark.faults
+def test_a_broker_that_restarts_is_waited_for(kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path) -> None:
+    broker = kafka_factory(tmp_path / "broker")
+    streams = Streams(broker.bootstrap_servers, topic_prefix).make()
+    streams.write(*written(50))
+    with running_loop(streams, tmp_path) as running:
+        running.catch_up(streams.ends("order.status"))
+        broker.stop()
+        time.sleep(8)  # long enough for a question about ids to go unanswered
+        kafka_factory(tmp_path / "broker")
+        streams.write(*(order_status("completed", 1, order_id=f"O{n}") for n in range(50)))
+        running.catch_up(streams.ends("order.status"))
+        assert running.loop.applied == 100
