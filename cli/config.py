@@ -31,13 +31,16 @@ def check(as_json: Json = False) -> None:
     """Read all settings, report every fault together, and say what is missing for which command. Exit 2 on a fault."""
     from kinguin_streams.cli import output
     from kinguin_streams.cli.settings import load
-    from kinguin_streams.cluster.connection import consumer_config, producer_config
+    from kinguin_streams.cluster.connection import consumer_config, new_client, producer_config
 
     settings = load()
     notes = []
     if settings.kafka.bootstrap_servers:
-        producer_config(settings.kafka, client_id="check")
-        consumer_config(settings.kafka, group_id="check", client_id="check")
+        from confluent_kafka import Consumer, Producer
+
+        # librdkafka alone knows its keys; the clients are dropped before they have connected.
+        new_client(Producer, producer_config(settings.kafka, client_id="check"))
+        new_client(Consumer, consumer_config(settings.kafka, group_id="check", client_id="check"))
     else:
         notes.append("KINGUIN_KAFKA__BOOTSTRAP_SERVERS is not set: commands use the local broker, and `up` starts it")
     if not settings.ingress.secrets:

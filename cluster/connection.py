@@ -1,8 +1,10 @@
 """librdkafka configurations: what we insist on, what we prefer, and whatever the user says."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaException
 
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.schemas.topics import MAX_RECORD_BYTES
@@ -24,6 +26,25 @@ _CONSUMER_PROMISES = {
 }
 # The same promises under librdkafka's other names for them.
 _ALIASES = {"request.required.acks": "acks"}
+
+Client = TypeVar("Client")
+
+
+def new_client(kind: Callable[..., Client], config: Mapping[str, Any]) -> Client:
+    """Return a client of confluent_kafka: Producer, Consumer or AdminClient. It connects by itself, later.
+
+    Raises OperatorError("kafka_config_refused") for what only librdkafka can tell: a key that it does not know, a value
+    that is none, a file of certificates that is not there.
+    """
+    try:
+        return kind(dict(config), logger=CLIENT_LOGGER)
+    except (KafkaException, TypeError, ValueError) as error:
+        why = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise OperatorError(
+            "kafka_config_refused",
+            f"The Kafka client refuses its configuration: {why}.",
+            "Correct KINGUIN_KAFKA__CONFIG or KINGUIN_KAFKA__BOOTSTRAP_SERVERS.",
+        ) from error
 
 
 def base_config(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:

@@ -6,14 +6,14 @@ reported, and they may all have been reported as failed.
 
 import os
 import threading
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 
 log = structlog.get_logger()
@@ -46,12 +46,15 @@ class KafkaPublisher:
     """A Publisher over one idempotent producer and one thread that polls it."""
 
     def __init__(self, config: dict[str, Any], *, ack_wait_s: float = 3.0) -> None:
-        """config: from cluster.connection.producer_config. ack_wait_s: how long `publish` waits for the delivery report."""
-        self._producer = Producer(config, logger=CLIENT_LOGGER)
+        """config: from cluster.connection.producer_config. ack_wait_s: how long `publish` waits for the delivery report.
+
+        Raises OperatorError as cluster.connection.new_client does.
+        """
         self._ack_wait_s = ack_wait_s
         self._pid = os.getpid()
         self._closing = threading.Event()
         self._fatal: str | None = None
+        self._producer = new_client(Producer, {**config, "error_cb": self._on_error})
         self._poller = threading.Thread(target=self._poll, name="kafka-delivery-reports", daemon=True)
         self._poller.start()
 
@@ -86,8 +89,6 @@ class KafkaPublisher:
         except TimeoutError as timeout:
             detail = f"no delivery report within {self._ack_wait_s:g} s"
             raise PublishFailed("no_report", detail, landed="maybe") from timeout
-        except CancelledError as cancelled:
-            raise PublishFailed("closed", "the publisher was closed before the report", landed="maybe") from cancelled
         if error is not None:
             raise self._failure(error)
 
@@ -120,13 +121,18 @@ class KafkaPublisher:
         return report
 
     def _failure(self, error: KafkaError, landed: Literal["no", "maybe"] = "maybe") -> PublishFailed:
-        if error.fatal():
-            self._fatal = _words(error)
-            log.error("producer_fatal", error=self._fatal)
+        self._on_error(error)
+        if self._fatal is not None:
             return PublishFailed("fatal", self._fatal, landed=landed)
         if error.code() in _REFUSED_FOR_GOOD:
             return PublishFailed("refused", _words(error), landed="no")
         return PublishFailed("not_delivered", _words(error), landed=landed)
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Called by the client too, for what concerns no record: a fatal state is known before the next record fails."""
+        if (error.fatal() or error.code() == KafkaError._FATAL) and self._fatal is None:
+            self._fatal = _words(error)
+            log.error("producer_fatal", error=self._fatal)
 
     def _poll(self) -> None:
         while not self._closing.is_set():

@@ -10,6 +10,8 @@ from kinguin_streams.schemas.versions import SchemaVersion, fingerprint_of, ship
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 ASK_AGAIN_AFTER_S = 5.0
+# The client's default is to wait for ever, in the one thread that consumes.
+REQUEST_TIMEOUT_S = 5.0
 
 
 class RegistryIds:
@@ -22,19 +24,22 @@ class RegistryIds:
         """
         try:
             from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-            from confluent_kafka.schema_registry.error import SchemaRegistryError
         except ImportError as missing:
             raise OperatorError(
                 "registry_extra_missing",
                 f"KINGUIN_REGISTRY__URL is set, and the registry client cannot be imported: {missing}.",
                 "Install kinguin-streams[registry], or unset it to write single-object encoding.",
             ) from missing
-        config: dict[str, Any] = {"url": settings.url}
+        config: dict[str, Any] = {
+            "url": settings.url,
+            "timeout": REQUEST_TIMEOUT_S,
+            "max.retries": 1,
+            "retries.wait.ms": 200,
+        }
         if settings.username is not None and settings.password is not None:
             config["basic.auth.user.info"] = f"{settings.username}:{settings.password.get_secret_value()}"
         self._client = SchemaRegistryClient.new_client(config)
         self._schema_type = Schema
-        self._registry_error = SchemaRegistryError
         self._url = settings.url
         self._topics = topics
         self._known: dict[int, SchemaVersion] = {}
@@ -48,7 +53,7 @@ class RegistryIds:
         subject = f"{self._topics.name(schema.record)}-value"
         try:
             schema_id = int(self._client.register_schema(subject, self._schema_type(schema.text, "AVRO")))
-        except (self._registry_error, OSError, ValueError) as error:
+        except Exception as error:  # its own, its HTTP library's, and what a strange answer makes of either
             raise OperatorError(
                 "registry_refused",
                 f"The registry at {self._url} did not take {schema.record} version {schema.version}: {error}",
@@ -68,10 +73,9 @@ class RegistryIds:
             raise UnknownSchema(f"schema id {schema_id} was unknown a moment ago")
         self._unknown_until[schema_id] = time.monotonic() + ASK_AGAIN_AFTER_S
         try:
-            text = self._client.get_schema(schema_id).schema_str
-        except (self._registry_error, OSError, ValueError) as error:
-            raise UnknownSchema(f"the registry gives no schema for id {schema_id}: {error}") from error
-        schema = shipped().by_fingerprint(fingerprint_of(text or ""))
+            schema = shipped().by_fingerprint(fingerprint_of(self._client.get_schema(schema_id).schema_str or ""))
+        except Exception as error:  # as above; and the id may be that of a Protobuf schema
+            raise UnknownSchema(f"the registry gives no Avro schema for id {schema_id}: {error}") from error
         if schema is None:
             raise UnknownSchema(f"schema id {schema_id} is none of the shipped schemas")
         self._known[schema_id] = schema

@@ -17,12 +17,11 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.schemas.topics import Topics, TopicSpec
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 REQUEST_TIMEOUT_S = 15.0
-RETENTION_KEYS = ("retention.ms", "retention.bytes", "cleanup.policy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +68,9 @@ def wanted_config(spec: TopicSpec, replication: int) -> dict[str, str]:
 def plan(topics: Topics, cluster: Cluster) -> tuple[Step, ...]:
     """Return what must change for the cluster to agree with the declaration; an empty plan means that it does.
 
-    Partitions are only ever added, which moves keys to other partitions: the step says so. A replication factor or a
-    message.timestamp.type that differs is a warning: changing either is the operator's decision.
+    Partitions are only ever added, which moves keys to other partitions: the step says so. A warning is what `apply`
+    leaves alone, as the operator's decision: fewer replicas than possible, more partitions than declared, a limit on bytes,
+    and a retention longer than the declared one, since setting it would delete events.
     """
     steps: list[Step] = []
     for spec in topics.specs:
@@ -96,6 +96,13 @@ def _differences(spec: TopicSpec, actual: ActualTopic, brokers: int) -> list[Ste
     steps: list[Step] = []
     wanted = wanted_config(spec, actual.replication)
     differing = {key: value for key, value in wanted.items() if actual.config.get(key) != value}
+    if "retention.ms" in differing and _longer(actual.config.get("retention.ms"), spec.retention_ms):
+        del differing["retention.ms"]
+        kept = _retention(int(actual.config["retention.ms"]))
+        detail = (
+            f"events are {kept}, longer than declared ({_retention(spec.retention_ms)}); left so, or events would go"
+        )
+        steps.append(Step(topic=spec.name, action="warn", detail=detail))
     if differing:
         detail = ", ".join(f"{key}: {actual.config.get(key)} → {value}" for key, value in sorted(differing.items()))
         steps.append(Step(topic=spec.name, action="set_config", detail=detail, config=differing))
@@ -116,6 +123,10 @@ def _differences(spec: TopicSpec, actual: ActualTopic, brokers: int) -> list[Ste
     return steps
 
 
+def _longer(actual_ms: str | None, declared_ms: int) -> bool:
+    return actual_ms is not None and declared_ms >= 0 and not 0 <= int(actual_ms) <= declared_ms
+
+
 def _retention(retention_ms: int) -> str:
     return "kept for ever" if retention_ms < 0 else f"kept {retention_ms // 86_400_000} days"
 
@@ -124,8 +135,8 @@ class TopicAdmin:
     """Reads the cluster's topics and executes plans."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        """config: from cluster.connection.admin_config."""
-        self._client = AdminClient(config, logger=CLIENT_LOGGER)
+        """config: from cluster.connection.admin_config. Raises OperatorError as new_client does."""
+        self._client = new_client(AdminClient, config)
 
     def describe(self, topics: Topics) -> Cluster:
         """Return the cluster, with those of the topics that exist. Raises OperatorError("kafka_unreachable")."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 REQUEST_TIMEOUT_S = 15.0
@@ -19,7 +19,7 @@ class TopicReader:
 
     def __init__(self, config: dict[str, Any]) -> None:
         """config: from cluster.connection.consumer_config; its group is never joined."""
-        self._consumer = Consumer({**config, "enable.partition.eof": True}, logger=CLIENT_LOGGER)
+        self._consumer = new_client(Consumer, {**config, "enable.partition.eof": True})
 
     def end_offsets(self, topics: Sequence[str]) -> dict[tuple[str, int], int]:
         """Return the offset after the last record of every partition; a topic that does not exist has none."""
