@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ CONFIG_FILE_VARIABLE = "KINGUIN_CONFIG_FILE"
 # Read elsewhere: which TOML file, the simulator's secret, and the tests' own.
 _NOT_SETTINGS = re.compile(r"KINGUIN_(CONFIG_FILE|SIMULATE_SECRET|TEST_.*)")
 _SECRET_KEY = re.compile(r"pass|secret|pem|\.key|token|jaas|oauth", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*(@)")
+_URL_PASSWORD = re.compile(r"(://[^:/@]*:).*(@)")  # to the last @: a password may hold one
+_URL_SECRET = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
 HIDDEN = "**********"
 
 
@@ -103,7 +105,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources, strongest first."""
-        return (init_settings, _Environment(settings_cls), TomlSource(settings_cls, toml_file=_toml_file()))
+        return (init_settings, _Environment(settings_cls), _TomlFile(settings_cls, toml_file=_toml_file()))
 
 
 class _Environment(EnvSettingsSource):
@@ -122,6 +124,16 @@ class _Environment(EnvSettingsSource):
             return value
 
 
+class _TomlFile(TomlSource):
+    """The TOML file. One that cannot be read sets nothing, so that what else is wrong is reported together with it."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        try:
+            return super()._read_file(file_path)
+        except (OSError, ValueError):
+            return {}  # _bad_files reports it
+
+
 def load(**overrides: Mapping[str, Any]) -> Settings:
     """Return the settings, with what the command line said (room to keys: `ingress={"port": 9000}`) on top.
 
@@ -133,8 +145,6 @@ def load(**overrides: Mapping[str, Any]) -> Settings:
         settings = Settings(**{room: keys for room, keys in given.items() if keys})  # type: ignore[arg-type]
     except ValidationError as error:
         faults += [f"{_variable(fault['loc'])}: {_message(fault)}" for fault in error.errors(include_input=False)]
-    except ValueError as error:
-        faults.append(f"{_toml_file()}: {error}")
     if faults:
         raise ConfigurationError(tuple(faults))
     if "url" not in settings.state.model_fields_set:
@@ -152,7 +162,8 @@ def shown(settings: Settings) -> dict[str, Any]:
     }
     for room in ("state", "registry"):
         if values[room]["url"]:
-            values[room]["url"] = _URL_PASSWORD.sub(rf"\1{HIDDEN}\2", values[room]["url"])
+            url = _URL_PASSWORD.sub(rf"\1{HIDDEN}\2", values[room]["url"])
+            values[room]["url"] = _URL_SECRET.sub(rf"\1{HIDDEN}", url)
     return values
 
 
@@ -189,7 +200,13 @@ def _bad_files(environment: Mapping[str, str]) -> list[str]:
             faults.append(f"{name}: cannot read {environment[name]}: {error}")
     explicit = environment.get(CONFIG_FILE_VARIABLE)
     if explicit is not None and not Path(explicit).is_file():
-        faults.append(f"{explicit}: no such file")
+        faults.append(f"{CONFIG_FILE_VARIABLE} or --config: {explicit}: no such file")
+    toml_file = _toml_file()
+    if toml_file.is_file():
+        try:
+            tomllib.loads(toml_file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            faults.append(f"{toml_file}: {error}")
     return faults
 
 
@@ -213,4 +230,5 @@ def _variable(location: tuple[int | str, ...]) -> str:
 def _message(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return "no such setting; `kinguin-streams config show` lists them all"
-    return str(fault["msg"]).removeprefix("Value error, ")
+    as_json = "; in the environment it is written as JSON" if fault["type"] in ("dict_type", "tuple_type") else ""
+    return str(fault["msg"]).removeprefix("Value error, ") + as_json

@@ -18,6 +18,7 @@ class KafkaSettings(BaseModel):
     # Passwords and keys travel in here, so a dump of the settings must hide the values: see cli/settings.py.
     config: dict[str, Any] = Field(
         default_factory=dict,
+        repr=False,
         description="JSON: any librdkafka key (security.protocol, sasl.username, ssl.ca.location, …)",
     )
 
@@ -44,7 +45,9 @@ class RegistrySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str | None = Field(
-        default=None, description="Confluent-compatible API; without it: Avro single-object encoding"
+        default=None,
+        repr=False,  # it may hold a password
+        description="Confluent-compatible API; without it: Avro single-object encoding",
     )
     username: str | None = None
     password: SecretStr | None = None
