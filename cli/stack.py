@@ -8,25 +8,21 @@ import random
 import secrets as random_secrets
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-from confluent_kafka import Message
 
 from kinguin_streams.cli import wiring
 from kinguin_streams.cli.admin_port import balance, readiness
 from kinguin_streams.cli.children import Children
 from kinguin_streams.cli.live_view import LiveView, Numbers
-from kinguin_streams.cli.output import progress, result, result_json, talk
+from kinguin_streams.cli.output import progress, talk
 from kinguin_streams.cli.settings import Settings
+from kinguin_streams.cli.verdict import judge, print_verdict
 from kinguin_streams.cluster import local_broker
 from kinguin_streams.cluster.connection import admin_config, consumer_config
 from kinguin_streams.cluster.kafka_jars import JarProgress
@@ -35,10 +31,9 @@ from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.samples import SAMPLES
 from kinguin_streams.schemas.events import EVENT_NAMES
-from kinguin_streams.simulator.ledger import FileLedger, LedgerEntry, read_ledger
+from kinguin_streams.simulator.ledger import FileLedger
 from kinguin_streams.simulator.plan import DEFAULT_SPACING_S, plan_deliveries
 from kinguin_streams.simulator.sender import Sender, SenderSettings, SendReport
-from kinguin_streams.simulator.witness import compare, expected_event_id, recompute
 from kinguin_streams.telemetry.logs import configure
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -60,30 +55,6 @@ class Simulation:
     seed: int | None
     duplicates: float
     disorder: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether it all adds up, and the numbers that say so."""
-
-    report: SendReport
-    published: Mapping[str, int]
-    lost: int
-    """Webhooks that were acknowledged and are not in their topic."""
-    differences: tuple[str, ...]
-    caught_up: bool
-    orders_by_status: Mapping[str, int]
-    products: int
-
-    @property
-    def state_matches(self) -> bool:
-        """Whether the state equals the independent recomputation."""
-        return self.caught_up and not self.differences
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether all was acknowledged, kept, and is in the state."""
-        return self.report.all_acked and self.lost == 0 and self.state_matches
 
 
 class _Interrupt:
@@ -210,109 +181,12 @@ def _simulate(
     children.stop("ingress")
     for projection in SAMPLES:
         children.stop(projection.name)
-    verdict = _judge(settings, topics_reader, sender.report(), begun, ledger_file, caught_up=caught_up)
+    verdict = judge(settings, topics_reader, sender.report(), begun, ledger_file, caught_up=caught_up)
     topics_reader.close()
-    _print_verdict(verdict, seed, as_json=as_json)
+    print_verdict(verdict, seed, as_json=as_json)
     if not verdict.adds_up:
         return 1
     return EXIT_INTERRUPTED if interrupt.number == signal.SIGINT else 0
-
-
-def _judge(
-    settings: Settings,
-    topics_reader: TopicReader,
-    report: SendReport,
-    begun: Mapping[tuple[str, int], int],
-    ledger_file: Path,
-    *,
-    caught_up: bool,
-) -> Verdict:
-    """Compare what was sent, by this run and earlier ones of this folder, with the topics and with the state."""
-    topics = wiring.topics(settings)
-    end = topics_reader.end_offsets([spec.name for spec in topics.specs])
-    published = {spec.name: 0 for spec in topics.specs}
-    kept: set[str] = set()
-    for message in topics_reader.read({}, end):
-        topic = str(message.topic())
-        kept.add(_header(message, "ce_id"))
-        published[topic] += int(message.offset() or 0) >= begun.get((topic, int(message.partition() or 0)), 0)
-    entries = list(read_ledger(ledger_file))
-    acked = [entry for entry in entries if entry.acked]
-    # An attempt that got no answer may have landed: what the topics say of it is what the state must say.
-    landed = [entry for entry in entries if entry.acked or _id(entry) in kept]
-    orders, products = _dump(settings, "orders"), _dump(settings, "products")
-    expected = recompute((entry.store, entry.event, entry.body) for entry in landed)
-    return Verdict(
-        report=report,
-        published=published,
-        lost=len({_id(entry) for entry in acked} - kept),
-        differences=tuple(str(difference) for difference in compare(expected, orders, products)),
-        caught_up=caught_up,
-        orders_by_status=reader.orders_by_status(settings.state.url),
-        products=len(products),
-    )
-
-
-def _header(message: Message, wanted: str) -> str:
-    headers: Any = message.headers() or ()
-    return next((value.decode() for name, value in headers if name == wanted), "")
-
-
-def _id(entry: LedgerEntry) -> str:
-    return expected_event_id(entry.store, entry.event, entry.body)
-
-
-def _dump(settings: Settings, table: str) -> list[dict[str, Any]]:
-    """Return the state as anybody would get it: through the command line."""
-    command = [sys.executable, "-m", "kinguin_streams", "state", "dump", table, "--format", "json"]
-    environment = {**os.environ, "KINGUIN_STATE__URL": settings.state.url}
-    dump = subprocess.run(command, capture_output=True, check=False, env=environment)
-    if dump.returncode != 0:
-        raise OperatorError(
-            "dump_failed", f"`state dump {table}` failed.", dump.stderr.decode(errors="replace").strip()
-        )
-    return [json.loads(line) for line in dump.stdout.splitlines()]
-
-
-def _print_verdict(verdict: Verdict, seed: int, *, as_json: bool) -> None:
-    report = verdict.report
-    for difference in verdict.differences[:10]:
-        talk(f"difference: {difference}")
-    if as_json:
-        result_json(
-            {
-                "sent": report.sent,
-                "acked": report.acked,
-                "published": verdict.published,
-                "orders_by_status": verdict.orders_by_status,
-                "products": verdict.products,
-                "state_matches": verdict.state_matches,
-                "lost": verdict.lost,
-                "attempts": report.attempts,
-                "seed": seed,
-                "adds_up": verdict.adds_up,
-            }
-        )
-        return
-    lines = [
-        f"sent               {report.sent} webhooks in {report.attempts} attempts",
-        f"acknowledged       {report.acked}" + ("" if report.all_acked else f", {report.sent - report.acked} not"),
-        f"lost               {verdict.lost}",
-        *(f"records            {count} in {topic}" for topic, count in verdict.published.items()),
-        "orders             "
-        + (", ".join(f"{n} {status}" for status, n in verdict.orders_by_status.items()) or "none"),
-        f"products           {verdict.products}",
-        "state              "
-        + (
-            "equals the independent recomputation"
-            if verdict.state_matches
-            else f"DIFFERS from the independent recomputation in {len(verdict.differences)} places"
-            if verdict.caught_up
-            else "is BEHIND the topics: the consumers did not catch up"
-        ),
-        "it all adds up" if verdict.adds_up else "it does NOT add up",
-    ]
-    result("\n".join(lines))
 
 
 def _catch_up(settings: Settings, topics_reader: TopicReader, children: Children) -> bool:
