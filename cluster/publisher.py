@@ -65,7 +65,7 @@ class KafkaPublisher:
 
     @property
     def queue_records(self) -> int:
-        """Records handed to the client and not yet reported."""
+        """Records handed to the client and not yet reported; for a moment also what it has to say about connections."""
         return len(self._producer)
 
     def partitions(self, topic: str, timeout_s: float) -> int:
