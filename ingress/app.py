@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, NoReturn
 
 import falcon
 import structlog
 import uuid_utils.compat
 
-from kinguin_streams.cluster.publisher import Publisher, PublishFailed
+from kinguin_streams.cluster.publisher import FailureCode, Publisher, PublishFailed
+from kinguin_streams.ingress.breaker import Breaker
 from kinguin_streams.ingress.decide import (
     MAX_BODY_BYTES,
     Accepted,
@@ -36,6 +37,8 @@ RETRY_AFTER_S: Final = 5
 STRIPPED_HEADERS_LOG_EVERY_S: Final = 60.0
 # What a dead letter keeps of the request. The secret is not among them, nor anything a proxy adds about the client.
 KEPT_HEADERS: Final = ("X-Event-Name", "Content-Type", "Content-Encoding", "User-Agent", "Traceparent")
+# As opposed to a refusal of this very record.
+_SILENCE: Final[frozenset[FailureCode]] = frozenset({"no_report", "not_delivered", "queue_full"})
 
 Clock = Callable[[], int]
 
@@ -55,6 +58,7 @@ class Webhooks:
     ledger: Ledger
     on_invalid: Literal["accept", "reject"]
     stripped_headers: "StrippedHeaders"
+    breaker: Breaker = field(default_factory=Breaker)
     now_ms: Clock = _now_ms
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, store: str = DEFAULT_STORE) -> None:
@@ -122,14 +126,20 @@ class Webhooks:
 
     def _publish(self, entry: Entry, req: falcon.Request, record: Event | DeadLetter) -> None:
         sending = outgoing(record, self.topics, self.encoder, req.get_header("Traceparent"))
+        if not self.breaker.may_try(time.monotonic()):
+            entry.reason = "kafka_away"
+            raise _unavailable()
         try:
             self.publisher.publish(sending)
         except PublishFailed as failed:
             self.ledger.publish_failed(failed.code)
             entry.reason = f"kafka_{failed.code}"
             log.error("not_published", topic=sending.topic, code=failed.code, landed=failed.landed, error=str(failed))
-            headers = {"Retry-After": str(RETRY_AFTER_S)}
-            raise Problem(falcon.HTTP_503, "unavailable", headers=headers) from failed
+            if failed.code in _SILENCE and self.breaker.waited_in_vain(time.monotonic()):
+                log.error("kafka_away", hint="until it is back, one request a second tries; the others get 503 at once")
+            raise _unavailable() from failed
+        if self.breaker.confirmed(time.monotonic()):
+            log.info("kafka_back")
         self.ledger.published(sending.topic)
 
     def _answer_invalid(self, resp: falcon.Response, dead_letter: DeadLetter) -> None:
@@ -145,6 +155,10 @@ class Webhooks:
     def _ping(self, entry: Entry, resp: falcon.Response) -> None:
         entry.outcome, entry.reason = "ping", ""
         resp.status = falcon.HTTP_204
+
+
+def _unavailable() -> Problem:
+    return Problem(falcon.HTTP_503, "unavailable", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 class StrippedHeaders:
