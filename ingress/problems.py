@@ -6,7 +6,7 @@ import falcon
 import msgspec
 
 TYPE_PREFIX: Final = "urn:kinguin-streams:problem:"
-_TITLES: Final = {
+TITLES: Final = {
     "unauthorized": "The request is not authenticated.",
     "unknown_store": "There is no such store.",
     "not_found": "Nothing is here; webhooks go to /webhooks/{store}.",
@@ -35,7 +35,7 @@ def serialize(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPErro
     code = error.problem_code if isinstance(error, Problem) else _code_of(error)
     problem: dict[str, object] = {
         "type": TYPE_PREFIX + code,
-        "title": _TITLES.get(code, error.title or "The request was refused."),
+        "title": TITLES.get(code, error.title or "The request was refused."),
         "status": resp.status_code,
     }
     if isinstance(error, Problem) and error.problem_detail is not None:
