@@ -344,14 +344,14 @@ def test_stop_after_the_end_changes_nothing(receiver: Receiver) -> None:
 def test_the_rate_is_kept(receiver: Receiver) -> None:
     began_s = time.monotonic()
     Sender(settings(receiver.url, rate_per_s=100.0), plan(41)).run()
-    assert 0.4 <= time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s >= 0.4
 
 
 def test_a_sender_without_rate_ends_by_the_clock(receiver: Receiver) -> None:
     endless = plan_deliveries(1, start=START)
     began_s = time.monotonic()
     report = Sender(settings(receiver.url, for_s=0.3), endless).run()
-    assert 0.3 <= time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s >= 0.3
     assert report.all_acked
     assert report.sent == len(receiver.requests)
 
