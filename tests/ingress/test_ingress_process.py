@@ -307,7 +307,7 @@ def test_row_5_kill_9_under_load_loses_no_acked_event(
 # --- Kafka away ---
 
 
-def test_while_kafka_is_away_it_is_503_and_retry_after_within_5_s_and_then_it_recovers_by_itself(
+def test_while_kafka_is_away_all_get_503_and_retry_after_without_queueing_and_then_it_recovers_by_itself(
     kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path
 ) -> None:
     broker = kafka_factory(tmp_path / "kafka")
@@ -319,7 +319,9 @@ def test_while_kafka_is_away_it_is_503_and_retry_after_within_5_s_and_then_it_re
         try:
             started_s = time.monotonic()
             answers = running.send_all([running.webhook(body) for body in bodies], clients=100)
-            assert time.monotonic() - started_s < 5
+            # 3 s each, at once for those who come later. Were they to queue for the threads, the last would wait 12 s; the
+            # bound lies between, so that a busy machine does not decide.
+            assert time.monotonic() - started_s < 9
             assert_balanced(running.metrics())
             assert running.admin("/livez").status == 200
             wait_until(lambda: running.admin("/readyz").status == 503, 10, "unreadiness")
