@@ -136,7 +136,12 @@ class KafkaPublisher:
 
     def _poll(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(0.1)
+            try:
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                # The client raises its fatal state from here. Without this thread nobody would hear of any report again.
+                self._on_error(error.args[0])
+                self._closing.wait(0.1)
 
     def close(self, timeout_s: float) -> int:
         """Stop taking records, wait for the reports of those taken, and return how many are left without one.
@@ -145,7 +150,11 @@ class KafkaPublisher:
         """
         self._closing.set()
         self._poller.join()
-        left = self._producer.flush(timeout_s)
+        try:
+            left = self._producer.flush(timeout_s)
+        except KafkaException as error:  # as in _poll
+            self._on_error(error.args[0])
+            left = len(self._producer)
         if left:
             log.error("records_without_report", records=left, waited_s=timeout_s)
         return int(left)
