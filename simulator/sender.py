@@ -159,7 +159,7 @@ class Sender:
                 return False
         # Ctrl-C inside start() leaves a thread that runs and is in no list; its request is in flight all the same.
         with self._changed:
-            while self._in_flight:
+            while self._in_flight and self._fault is None:
                 if deadline_s is not None and time.monotonic() >= deadline_s:
                     return False
                 self._changed.wait(None if deadline_s is None else deadline_s - time.monotonic())
