@@ -95,7 +95,8 @@ def test_rows_47_and_50_kill_9_at_random_moments_loses_nothing_and_counts_nothin
     try:
         wait_until(lambda: reader.stored_offsets(url, "order-state") == ends, f"all records ({log})", timeout_s=180)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        # Everything may have been stored before this last one was far enough to handle a signal.
+        assert process.wait(30) in (0, -signal.SIGTERM)
     finally:
         process.kill()
     assert killed_at[-1] < sum(ends.values()), "no kill came before the end"

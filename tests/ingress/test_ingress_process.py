@@ -171,11 +171,11 @@ class Clients:
 def test_sigterm_under_load_cuts_no_request_where_a_balancer_heeds_readiness(
     kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
 ) -> None:
-    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=1) as running:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=4) as running:
         clients = Clients(running, 16)
         wait_until(lambda: len(clients.acked) > 300, 30, "some load")
         running.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: running.admin("/readyz").status == 503, 0.9, "unreadiness")
+        wait_until(lambda: running.admin("/readyz").status == 503, 3.5, "unreadiness")
         clients.stop.set()
         clients.join()
         assert running.process.wait(20) == 0
@@ -191,8 +191,9 @@ def test_sigterm_under_load_answers_all_that_it_has_accepted_and_loses_nothing(
         wait_until(lambda: len(clients.acked) > 300, 30, "some load")
         assert running.terminate() == 0
         clients.join()
-        # Between the last accept() and close() the kernel may complete one more connection, which close() then resets.
-        assert len(clients.cut) <= 3
+        # Without a pre-stop time nobody is warned: between the last accept() and close() the kernel may complete more
+        # connections, which close() then resets. At most one of each client; never one whose request was accepted.
+        assert len(clients.cut) <= 16
         assert all(isinstance(error, ConnectionResetError) for error in clients.cut)
         assert_all_kept(running, clients)
 
