@@ -1,0 +1,156 @@
+"""Settings: who overrides whom, what is refused, and that nothing secret is shown."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from kinguin_streams.cli.settings import ConfigurationError, load, shown
+
+COMMAND = [sys.executable, "-m", "kinguin_streams"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith("KINGUIN_"):
+            monkeypatch.delenv(name)
+
+
+def run(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_command_line_beats_the_environment_beats_a_named_file_beats_toml_beats_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert load().topics.prefix == "kinguin"
+    (tmp_path / "kinguin-streams.toml").write_text('[topics]\nprefix = "toml"\npartitions = 3\n')
+    assert load().topics.prefix == "toml"
+    (tmp_path / "mounted").write_text("file\n")
+    monkeypatch.setenv("KINGUIN_TOPICS__PREFIX_FILE", str(tmp_path / "mounted"))
+    assert load().topics.prefix == "file"
+    monkeypatch.delenv("KINGUIN_TOPICS__PREFIX_FILE")
+    monkeypatch.setenv("KINGUIN_TOPICS__PREFIX", "environment")
+    assert load().topics.prefix == "environment"
+    settings = load(topics={"prefix": "argument"})
+    assert (settings.topics.prefix, settings.topics.partitions) == ("argument", 3)
+
+
+def test_the_state_follows_the_data_folder_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINGUIN_LOCAL__DATA_DIR", "/somewhere")
+    assert load().state.url == "sqlite:////somewhere/state.db"
+    monkeypatch.setenv("KINGUIN_STATE__URL", "sqlite:///mine.db")
+    assert load().state.url == "sqlite:///mine.db"
+
+
+def test_row_65_all_faults_come_together_and_each_names_its_key() -> None:
+    refused = run(
+        {
+            "KINGUIN_INGRESS__PORT": "0",
+            "KINGUIN_INGRESS__SECRTS": "{}",
+            "KINGUIN_KAFKA__CONFIG": "{not json",
+            "KINGUIN_TOPIC__PREFIX": "x",
+            "KINGUIN_SCHEMAS__WRITE": '{"product.update": 9}',
+            "KINGUIN_STATE__URL_FILE": "/nowhere",
+        },
+        "config",
+        "check",
+    )
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert "Traceback" not in refused.stderr
+    for key in (
+        "KINGUIN_INGRESS__PORT",
+        "KINGUIN_INGRESS__SECRTS",
+        "KINGUIN_KAFKA__CONFIG",
+        "KINGUIN_TOPIC__PREFIX",
+        "KINGUIN_SCHEMAS__WRITE",
+        "KINGUIN_STATE__URL_FILE",
+    ):
+        assert sum(key in line for line in refused.stderr.splitlines()) == 1, (key, refused.stderr)
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("{}", id="no store"),
+        pytest.param('{"default": []}', id="a store without a secret"),
+        pytest.param('{"default": [""]}', id="an empty secret"),
+        pytest.param('{"default": ["changeme"]}', id="a secret from an example"),
+        pytest.param('{"default": ["two words"]}', id="a secret that a header cannot carry"),
+        pytest.param('{"Default": ["x7Qw"]}', id="a store that cannot be in a path"),
+        pytest.param("x7Qw", id="not JSON"),
+    ],
+)
+def test_row_65_without_a_usable_secret_the_ingress_refuses_to_start(secrets: str) -> None:
+    environment = {"KINGUIN_INGRESS__SECRETS": secrets, "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+
+    refused = run(environment, "ingress")
+
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("configuration: KINGUIN_INGRESS__SECRETS")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_row_65_bad_toml_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[topics\n")
+
+    refused = run({}, "--config", "mine.toml", "config", "check")
+
+    assert refused.returncode == 2
+    assert "mine.toml" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("arguments", [("config", "show"), ("config", "show", "--json")])
+def test_nothing_secret_is_ever_shown(arguments: tuple[str, ...]) -> None:
+    shown_to_all = run(
+        {
+            "KINGUIN_INGRESS__SECRETS": '{"default": ["hidden-one"]}',
+            "KINGUIN_KAFKA__CONFIG": '{"sasl.username": "me", "sasl.password": "hidden-two", "ssl.key.pem": "hidden-3"}',
+            "KINGUIN_REGISTRY__PASSWORD": "hidden-four",
+            "KINGUIN_REGISTRY__URL": "https://me:hidden-five@registry",
+        },
+        *arguments,
+    )
+    assert shown_to_all.returncode == 0
+    assert "hidden" not in shown_to_all.stdout + shown_to_all.stderr
+    assert "sasl.username" in shown_to_all.stdout
+
+
+def test_the_settings_value_itself_hides_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINGUIN_INGRESS__SECRETS", '{"default": ["hidden-one"]}')
+    settings = load()
+    assert "hidden" not in repr(settings)
+    assert "hidden" not in json.dumps(shown(settings))
+
+
+def test_a_faulty_value_is_not_repeated_if_it_may_be_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINGUIN_INGRESS__SECRETS", '{"default": ["hidden one"]}')
+    with pytest.raises(ConfigurationError) as refused:
+        load()
+    assert "hidden" not in str(refused.value)
+
+
+def test_help_is_quick_since_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from kinguin_streams.cli.main import run; run(['--help']); "
+        "print([name for name in ('sqlalchemy', 'confluent_kafka', 'falcon', 'pydantic_settings', 'fastavro')"
+        " if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip() == "[]"
