@@ -1,6 +1,7 @@
 """librdkafka configurations: what we insist on, what we prefer, and whatever the user says."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,7 +12,29 @@ from kinguin_streams.schemas.topics import MAX_RECORD_BYTES
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 # librdkafka writes up to 20 lines a second to stderr while a broker is away; every client is given this logger instead.
+SAME_LINE_EVERY_S = 10.0
+
+
+class _Repeats(logging.Filter):
+    """Passes a line on, and the same one again only after a while: while a broker is away they come many times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log it. Lines that differ only in how long an attempt took are the same line."""
+        line = re.sub(r"\(after \d+ms", "(after", record.getMessage())
+        if record.created - self._passed_s.get(line, float("-inf")) < SAME_LINE_EVERY_S:
+            return False
+        if len(self._passed_s) > 1_000:
+            self._passed_s.clear()
+        self._passed_s[line] = record.created
+        return True
+
+
 CLIENT_LOGGER = logging.getLogger("librdkafka")
+CLIENT_LOGGER.addFilter(_Repeats())
 
 # Each of these is a promise of ours; another value would break it silently, so it is refused, not overridden.
 _PRODUCER_PROMISES = {
