@@ -173,6 +173,8 @@ def simulate(
 
 def _run_watched(sender: "Sender", count: int, for_s: float | None) -> bool:
     """Run the sender to its end with a live view; return whether Ctrl-C ended it."""
+    import signal
+    import threading
     import time
 
     from kinguin_streams.cli.output import progress, talk
@@ -187,17 +189,20 @@ def _run_watched(sender: "Sender", count: int, for_s: float | None) -> bool:
             refused = sum(times for status, times in report.answers.items() if not 200 <= status < 300)
             update(done, total, f"{report.acked} acked, {refused + report.no_answer} attempts refused or unanswered")
 
+        # A handler, not KeyboardInterrupt: that one can be raised in the middle of starting a thread.
+        asked_to_stop = threading.Event()
+        before = signal.signal(signal.SIGINT, lambda _number, _frame: asked_to_stop.set())
         try:
             sender.start()
             while not sender.wait(_UPDATE_EVERY_S):
                 show()
-        except KeyboardInterrupt:
-            talk("stopping: requests in flight finish")
-            sender.stop()
-            sender.wait()
-            return True
+                if asked_to_stop.is_set():
+                    talk("stopping: requests in flight finish")
+                    sender.stop()
+        finally:
+            signal.signal(signal.SIGINT, before)
         show()
-        return False
+    return sender.report().stopped
 
 
 def _sender_settings(
