@@ -132,8 +132,58 @@ def test_nothing_secret_is_ever_shown(arguments: tuple[str, ...]) -> None:
     assert "sasl.username" in shown_to_all.stdout
 
 
+def test_a_broken_toml_file_hides_no_other_fault(tmp_path: Path) -> None:
+    (tmp_path / "kinguin-streams.toml").write_bytes(b'[topics]\nprefix = "\xff"\n')
+
+    refused = run({"KINGUIN_INGRESS__PORT": "x"}, "config", "check")
+
+    assert refused.returncode == 2
+    toml, port = refused.stderr.splitlines()
+    assert toml.startswith("configuration: kinguin-streams.toml: ")
+    assert port.startswith("configuration: KINGUIN_INGRESS__PORT: ")
+
+
+@pytest.mark.parametrize("option", [("--config", "missing.toml"), ()])
+def test_a_toml_file_that_was_named_must_be_there(option: tuple[str, ...]) -> None:
+    refused = run({} if option else {"KINGUIN_CONFIG_FILE": "missing.toml"}, *option, "config", "check")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "KINGUIN_CONFIG_FILE or --config" in line
+    assert "missing.toml: no such file" in line
+
+
+def test_what_only_the_kafka_client_can_refuse_is_found_by_config_check() -> None:
+    """librdkafka alone knows its keys: without this a mistyped one ends the next command."""
+    environment = {"KINGUIN_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "KINGUIN_KAFKA__CONFIG": '{"lingr.ms": 5}'}
+    refused = run(environment, "config", "check")
+    assert refused.returncode == 1
+    assert "lingr.ms" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert run({**environment, "KINGUIN_KAFKA__CONFIG": '{"linger.ms": 5}'}, "config", "check").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hidden@registry",
+        "https://me:hid@hidden@registry/path",
+        "https://registry?api_key=hidden&x=1",
+        "https://registry/?x=1&sslPassword=hidden",
+        "https://:hidden@registry",
+    ],
+)
+def test_a_password_in_a_url_is_shown_in_no_form(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINGUIN_REGISTRY__URL", url)
+    settings = load()
+    assert settings.registry.url == url
+    assert "hid" not in json.dumps(shown(settings))
+    assert "registry" in shown(settings)["registry"]["url"]
+    assert "hid" not in repr(settings)
+
+
 def test_the_settings_value_itself_hides_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KINGUIN_INGRESS__SECRETS", '{"default": ["hidden-one"]}')
+    monkeypatch.setenv("KINGUIN_KAFKA__CONFIG", '{"sasl.password": "hidden-two"}')
     settings = load()
     assert "hidden" not in repr(settings)
     assert "hidden" not in json.dumps(shown(settings))

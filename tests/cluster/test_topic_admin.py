@@ -7,8 +7,9 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER, admin_config
 from kinguin_streams.cluster.settings import KafkaSettings
-from kinguin_streams.cluster.topic_admin import ActualTopic, Cluster, TopicAdmin, plan, wanted_config
+from kinguin_streams.cluster.topic_admin import ActualTopic, Cluster, Step, TopicAdmin, plan, wanted_config
 from kinguin_streams.schemas.topics import topics
+from kinguin_streams.telemetry.operator_error import OperatorError
 
 DECLARED = topics("kinguin", partitions=6)
 PRODUCTS = DECLARED.specs[0]
@@ -89,6 +90,23 @@ def test_applied_to_a_real_cluster_a_plan_leaves_nothing_to_do_and_records_stay(
     assert [step for step in plan(declared, after) if step.action != "warn"] == []
     assert (after.topics[drifted].partitions, after.topics[drifted].config["retention.ms"]) == (3, "-1")
     admin.apply(steps[:1])  # somebody else was quicker: a topic that is there already is no error
+
+
+def test_a_cluster_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinguin_streams.cluster.topic_admin.REQUEST_TIMEOUT_S", 0.3)
+    admin = TopicAdmin(admin_config(KafkaSettings(bootstrap_servers="127.0.0.1:1")))
+    with pytest.raises(OperatorError, match="KINGUIN_KAFKA__BOOTSTRAP_SERVERS") as silent:
+        admin.describe(DECLARED)
+    assert silent.value.code == "kafka_unreachable"
+
+
+@pytest.mark.kafka
+def test_what_the_cluster_refuses_names_the_topic_and_the_step(kafka: Any, topic_prefix: str) -> None:
+    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers)
+    impossible = Step(topic=topic_prefix, action="create", detail="", partitions=1, replication=99, config={})
+    with pytest.raises(OperatorError, match=f"create {topic_prefix}") as refused:
+        TopicAdmin(admin_config(settings)).apply((impossible,))
+    assert refused.value.code == "topic_refused"
 
 
 @pytest.mark.kafka
