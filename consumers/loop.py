@@ -253,6 +253,9 @@ class ConsumeLoop:
             consumer.incremental_assign(starts)
         else:
             consumer.assign(starts)
+        # The client remembers across assignments that a partition was paused, and what it waited for is forgotten here:
+        # measured, a held partition that came back from a rebalance was never read again.
+        consumer.resume(starts)
         self._log.info("partitions_assigned", partitions=_by_topic(self._sources))
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:

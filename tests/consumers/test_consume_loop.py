@@ -219,6 +219,28 @@ def test_an_unknown_schema_waits_while_other_partitions_go_on(streams: Streams, 
     assert streams.dead_letters() == []
 
 
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_a_partition_that_waits_goes_on_waiting_after_a_rebalance_and_then_is_read(
+    streams: Streams, tmp_path: Path, strategy: str
+) -> None:
+    """The client remembers a pause across assignments; the loop does not."""
+    streams.kafka = streams.kafka.model_copy(update={"config": {"partition.assignment.strategy": strategy}})
+    registry = RegistryThatIsAway()
+    in_confluent_format = Encoder(ids=registry)
+    streams.write(*(order_status("processing", order_id=f"O{n}") for n in range(20)), encoder=in_confluent_format)
+    waiting = {"decoder": Decoder(registry), "schema_retry_s": 0.2, "schema_retry_max_s": 0.4}
+    with running_loop(streams, tmp_path, **waiting) as first:
+        wait_until(lambda: registry.asked >= 3, "retries")
+        with running_loop(streams, tmp_path, **waiting) as second:
+            wait_until(lambda: len(second.loop.assigned) == len(first.loop.assigned) == 2, "an even share")
+        wait_until(lambda: len(first.loop.assigned) == 4, "all partitions back with the first")
+        asked = registry.asked
+        wait_until(lambda: registry.asked >= asked + 3, "retries after the rebalance")
+        registry.is_back = True
+        first.catch_up(streams.ends("order.status"))
+    assert reader.orders_by_status(first.state.url) == {"processing": 20}
+
+
 def test_a_registry_record_without_a_registry_stops_and_names_the_setting(streams: Streams, tmp_path: Path) -> None:
     streams.write(order_status("pending"), encoder=Encoder(ids=RegistryThatIsAway()))
     with running_loop(streams, tmp_path) as running:
