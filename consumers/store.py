@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, and_, case, not_, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, Table, and_, case, func, not_, or_, select, tuple_, update
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from kinguin_streams.consumers import database, tables
@@ -204,23 +204,30 @@ class _RowsWriter:
 
 
 def _keep_smallest_position(table: Table) -> Insert:
-    """Return an upsert whose result does not depend on the order of the deliveries of one event."""
+    """Return an upsert whose result does not depend on the order of the deliveries of one event.
+
+    Two deliveries of one event may have been written with different schema versions, while replicas are upgraded: each
+    column keeps the value of the one that had it.
+    """
     new = insert(table)
     position = ("topic", "partition", "offset")
     is_smaller = tuple_(*(new.excluded[column] for column in position)) < tuple_(
         *(table.c[column] for column in position)
     )
     is_plausible_now = and_(table.c.set_aside, not_(new.excluded.set_aside))
+    optional = [column.name for column in table.columns if column.nullable]
+    fills_a_gap = [and_(table.c[column].is_(None), new.excluded[column].is_not(None)) for column in optional]
     return new.on_conflict_do_update(
         index_elements=list(table.primary_key),
         set_={
+            **{column: func.coalesce(table.c[column], new.excluded[column]) for column in optional},
             "set_aside": and_(table.c.set_aside, new.excluded.set_aside),
             **{
                 column: case((is_smaller, new.excluded[column]), else_=table.c[column])
                 for column in (*position, "received_at_ms")
             },
         },
-        where=or_(is_smaller, is_plausible_now),
+        where=or_(is_smaller, is_plausible_now, *fills_a_gap),
     )
 
 

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from kinguin_streams.consumers.projection import FoldProjection
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import LostPartition, StateStore
 from kinguin_streams.consumers.tables import REVISIONS, metadata, schema_version
+from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import StoreName
 from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.consumers.databases import (
@@ -178,6 +180,22 @@ def test_row_52_rows_are_equal_for_any_arrival_order_and_duplicates(tmp_path: Pa
         (1, False, 0, 0),
         (2, False, 0, 3),
     ]
+
+
+@pytest.mark.parametrize("order", list(permutations((1, 2, 3))))
+def test_an_event_written_with_different_schema_versions_is_one_whole_row_for_any_arrival_order(
+    tmp_path: Path, order: tuple[int, int, int]
+) -> None:
+    """While writers are upgraded, a retry of the same bytes may lack fields that the first delivery has."""
+    full = product_update(1, qty=5, text_qty=4, price="9.99", offers=("a",))
+    store = StateStore(state_settings(tmp_path), PRODUCT_CHANGES)
+    for offset, version in enumerate(order):
+        event: Any = Decoder().decode(Encoder({"product.update": version}).encode(full))
+        store.apply([received(event, offset)], [advance(PRODUCT_TOPIC, offset or None, offset + 1)])
+    store.close()
+    (change,) = reader.changes_of(state_settings(tmp_path).url, "default", 1949)
+    assert (change.qty, change.text_qty, change.price, change.cheapest_offer_ids) == (5, 4, Decimal("9.99"), ("a",))
+    assert change.offset == 0
 
 
 # Whose state it is
