@@ -85,9 +85,10 @@ def _state(settings: "Settings") -> Iterator[Diagnosis]:
         consumer_config(wiring.kafka(settings), group_id="kinguin-streams.doctor", client_id="kinguin-streams-doctor")
     )
     for projection in SAMPLES:
-        ends = topic_reader.end_offsets([topics.name(event) for event in projection.events])
+        bounds = topic_reader.bounds([topics.name(event) for event in projection.events])
         stored = reader.stored_offsets(settings.state.url, projection.name)
-        behind = sum(max(0, end - stored.get(key, 0)) for key, end in ends.items())
+        # What retention has taken is not there to be read: a new state is not behind by it.
+        behind = sum(max(0, end - max(stored.get(key, 0), first)) for key, (first, end) in bounds.items())
         state: State = "ok" if behind == 0 else "warn"
         yield Diagnosis(f"state of {projection.name}", state, f"{behind} records behind the topics")
     topic_reader.close()

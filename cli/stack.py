@@ -193,13 +193,13 @@ def _catch_up(settings: Settings, topics_reader: TopicReader, children: Children
     """Return whether the state has every record that is in the topics now; waits for it, but not for ever."""
     deadline_s = time.monotonic() + CATCH_UP_TIMEOUT_S
     topics = wiring.topics(settings)
-    ends = topics_reader.end_offsets([topics.name(event) for event in EVENT_NAMES])
+    bounds = topics_reader.bounds([topics.name(event) for event in EVENT_NAMES])
     while time.monotonic() < deadline_s:
         children.check()
         if all(
-            reader.stored_offsets(settings.state.url, projection.name).get(key, 0) >= end
+            reader.stored_offsets(settings.state.url, projection.name).get(key, first) >= end
             for projection in SAMPLES
-            for key, end in ends.items()
+            for key, (first, end) in bounds.items()
             if topics.record(key[0]) in projection.events
         ):
             return True

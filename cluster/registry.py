@@ -1,5 +1,6 @@
 """Schema ids from a registry with Confluent's API."""
 
+import re
 import time
 from typing import Any
 
@@ -40,7 +41,8 @@ class RegistryIds:
             config["basic.auth.user.info"] = f"{settings.username}:{settings.password.get_secret_value()}"
         self._client = SchemaRegistryClient.new_client(config)
         self._schema_type = Schema
-        self._url = settings.url
+        # Without a user and password in it: it stands in messages.
+        self._shown = _without_credentials(settings.url or "")
         self._topics = topics
         self._known: dict[int, SchemaVersion] = {}
         self._unknown_until: dict[int, float] = {}
@@ -56,7 +58,8 @@ class RegistryIds:
         except Exception as error:  # its own, its HTTP library's, and what a strange answer makes of either
             raise OperatorError(
                 "registry_refused",
-                f"The registry at {self._url} did not take {schema.record} version {schema.version}: {error}",
+                f"The registry at {self._shown} did not take {schema.record} version {schema.version}: "
+                f"{_without_credentials(str(error))}",
                 "Check KINGUIN_REGISTRY__URL and its credentials, and the subject's compatibility level.",
             ) from error
         self._known[schema_id] = schema
@@ -75,8 +78,13 @@ class RegistryIds:
         try:
             schema = shipped().by_fingerprint(fingerprint_of(self._client.get_schema(schema_id).schema_str or ""))
         except Exception as error:  # as above; and the id may be that of a Protobuf schema
-            raise UnknownSchema(f"the registry gives no Avro schema for id {schema_id}: {error}") from error
+            raise UnknownSchema(f"the registry gives no Avro schema for id {schema_id}: {_without_credentials(str(error))}") from error
         if schema is None:
             raise UnknownSchema(f"schema id {schema_id} is none of the shipped schemas")
         self._known[schema_id] = schema
         return schema
+
+
+def _without_credentials(text: str) -> str:
+    """Return the text with what stands before the @ of a URL taken out: a client's error may repeat the URL."""
+    return re.sub(r"://[^/\s]*@", "://", text)

@@ -6,6 +6,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from kinguin_streams.cluster.connection import new_client
+from kinguin_streams.cluster.topic_admin import unreachable
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 REQUEST_TIMEOUT_S = 15.0
@@ -21,18 +22,28 @@ class TopicReader:
         """config: from cluster.connection.consumer_config; its group is never joined."""
         self._consumer = new_client(Consumer, {**config, "enable.partition.eof": True})
 
+    def bounds(self, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
+        """Return the first offset that retention has left and the one after the last, of every partition.
+
+        A topic that does not exist has none. Raises OperatorError("kafka_unreachable").
+        """
+        found: dict[tuple[str, int], tuple[int, int]] = {}
+        try:
+            metadata = self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S)
+            for topic in topics:
+                if topic in metadata.topics:
+                    for number in metadata.topics[topic].partitions:
+                        partition = TopicPartition(topic, number)
+                        found[topic, number] = self._consumer.get_watermark_offsets(
+                            partition, timeout=REQUEST_TIMEOUT_S
+                        )
+        except KafkaException as error:
+            raise unreachable(error) from error
+        return found
+
     def end_offsets(self, topics: Sequence[str]) -> dict[tuple[str, int], int]:
-        """Return the offset after the last record of every partition; a topic that does not exist has none."""
-        ends: dict[tuple[str, int], int] = {}
-        metadata = self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S)
-        for topic in topics:
-            if topic in metadata.topics:
-                for partition in metadata.topics[topic].partitions:
-                    _, end = self._consumer.get_watermark_offsets(
-                        TopicPartition(topic, partition), timeout=REQUEST_TIMEOUT_S
-                    )
-                    ends[topic, partition] = end
-        return ends
+        """Return the offset after the last record of every partition, as `bounds` does."""
+        return {key: end for key, (_, end) in self.bounds(topics).items()}
 
     def read(self, start: Offsets, end: Offsets) -> Iterator[Message]:
         """Yield every record from `start` (the beginning where it says nothing) up to, not including, `end`.
@@ -40,7 +51,9 @@ class TopicReader:
         Records that retention has taken are not there to be yielded. Raises OperatorError("kafka_silent") if the
         cluster stops answering in between.
         """
-        positions = {key: start.get(key, 0) for key in end if start.get(key, 0) < end[key]}
+        first = {key: low for key, (low, _) in self.bounds(sorted({topic for topic, _ in end})).items()}
+        positions = {key: max(start.get(key, 0), first.get(key, 0)) for key in end}
+        positions = {key: position for key, position in positions.items() if position < end[key]}
         if not positions:
             return
         self._consumer.assign([TopicPartition(topic, part, offset) for (topic, part), offset in positions.items()])

@@ -215,3 +215,11 @@ def test_name_and_password_are_sent_and_not_shown(server: Registry) -> None:
         RegistryIds(settings, topics()).schema_of(7)
     assert server.authorization == {"Basic cmVhZGVyOmh1bnRlcjI="}
     assert "hunter2" not in repr(settings) + str(unknown.value)
+
+
+def test_a_password_in_the_url_is_in_no_message() -> None:
+    registry = RegistryIds(RegistrySettings(url="http://me:hidden@127.0.0.1:1"), topics())
+    with pytest.raises(OperatorError) as refused:
+        registry.id_of(shipped().newest("order.status"))
+    assert "hidden" not in str(refused.value)
+    assert "127.0.0.1:1" in refused.value.what
