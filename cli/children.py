@@ -26,13 +26,19 @@ class Child:
     log_file: Path
 
 
+def environment_with(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with these settings; where a file was named for one of them, its value stands now."""
+    named_by_file = {f"{name}_FILE" for name in settings}
+    return {**{name: value for name, value in os.environ.items() if name not in named_by_file}, **settings}
+
+
 class Children:
     """Starts children, notices a death, stops them in the reverse order. They end when this process does, however it does."""
 
     def __init__(self, log_dir: Path, environment: Mapping[str, str]) -> None:
         """environment: on top of this process's own."""
         self._log_dir = log_dir
-        self._environment = {**os.environ, **environment}
+        self._environment = environment_with(environment)
         self._children: list[Child] = []
         self._lifeline, self._held_open = os.pipe()
 

@@ -1,7 +1,6 @@
 """Whether what `up` has simulated adds up: what was sent, what the topics hold, what the state says."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from confluent_kafka import Message
 
 from kinguin_streams.cli import wiring
+from kinguin_streams.cli.children import environment_with
 from kinguin_streams.cli.output import result, result_json, talk
 from kinguin_streams.cli.settings import Settings
 from kinguin_streams.cluster.topic_reader import TopicReader
@@ -43,7 +43,9 @@ class Verdict:
     @property
     def adds_up(self) -> bool:
         """Whether all was acknowledged, kept, and is in the state."""
-        return self.report.all_acked and self.lost == 0 and self.state_matches
+        # Ctrl-C is one way to end it, and no failure: what had been sent until then must add up.
+        all_acked = self.report.acked == self.report.sent and not self.report.disabled
+        return all_acked and self.lost == 0 and self.state_matches
 
 
 def judge(
@@ -93,7 +95,7 @@ def _id(entry: LedgerEntry) -> str:
 def _dump(settings: Settings, table: str) -> list[dict[str, Any]]:
     """Return the state as anybody would get it: through the command line."""
     command = [sys.executable, "-m", "kinguin_streams", "state", "dump", table, "--format", "json"]
-    environment = {**os.environ, "KINGUIN_STATE__URL": settings.state.url}
+    environment = environment_with({"KINGUIN_STATE__URL": settings.state.url})
     dump = subprocess.run(command, capture_output=True, check=False, env=environment)
     if dump.returncode != 0:
         raise OperatorError(
@@ -124,7 +126,8 @@ def print_verdict(verdict: Verdict, seed: int, *, as_json: bool) -> None:
         return
     lines = [
         f"sent               {report.sent} webhooks in {report.attempts} attempts",
-        f"acknowledged       {report.acked}" + ("" if report.all_acked else f", {report.sent - report.acked} not"),
+        f"acknowledged       {report.acked}"
+        + ("" if report.acked == report.sent else f", {report.sent - report.acked} not"),
         f"lost               {verdict.lost}",
         *(f"records            {count} in {topic}" for topic, count in verdict.published.items()),
         "orders             "

@@ -107,6 +107,31 @@ def test_the_verdict_is_no_if_the_state_is_not_what_was_sent(environment: dict[s
     assert "difference: " in again.stderr
 
 
+def test_a_simulation_without_an_end_is_ended_by_ctrl_c_and_what_was_sent_until_then_adds_up(
+    environment: dict[str, str],
+) -> None:
+    command = [*COMMAND, "up", "--simulate", "50", "--json"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stderr is not None
+        while "in 0" in (line := up.stderr.readline()) or not line.startswith("sent"):
+            assert up.poll() is None
+        up.send_signal(signal.SIGINT)
+        out, _ = up.communicate(timeout=60)
+
+    summary = json.loads(out)
+    assert (up.returncode, summary["adds_up"], summary["state_matches"]) == (130, True, True)
+    assert summary["sent"] == summary["acked"] > 0
+
+
+def test_secrets_may_come_from_a_mounted_file(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text('{"default": ["from-a-file-9x"]}')
+    by_file = {**environment, "KINGUIN_INGRESS__SECRETS_FILE": str(tmp_path / "secrets.json")}
+
+    done = run(by_file, "up", "--simulate", "50", "--for", "1s", "--json")
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_stops_every_part_and_the_webhook_that_was_posted_is_in_the_state(environment: dict[str, str]) -> None:
     with running(environment) as up:
         secret = (Path(environment["KINGUIN_LOCAL__DATA_DIR"]) / "secret").read_text()
