@@ -78,7 +78,9 @@ class RegistryIds:
         try:
             schema = shipped().by_fingerprint(fingerprint_of(self._client.get_schema(schema_id).schema_str or ""))
         except Exception as error:  # as above; and the id may be that of a Protobuf schema
-            raise UnknownSchema(f"the registry gives no Avro schema for id {schema_id}: {_without_credentials(str(error))}") from error
+            raise UnknownSchema(
+                f"the registry gives no Avro schema for id {schema_id}: {_without_credentials(str(error))}"
+            ) from error
         if schema is None:
             raise UnknownSchema(f"schema id {schema_id} is none of the shipped schemas")
         self._known[schema_id] = schema
