@@ -1,11 +1,10 @@
 """`kinguin-streams config`: what is set, and whether it can be used."""
 
-from typing import Annotated
-
 import typer
 
+from kinguin_streams.cli.options import Json
+
 app = typer.Typer(no_args_is_help=True, help="Show and check the settings.")
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
+
+from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
@@ -21,7 +23,7 @@ class Diagnosis:
     detail: str
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False) -> None:
+def doctor(as_json: Json = False) -> None:
     """Look at settings, Kafka, topics, ingress and state, and say what is wrong and what to do. Exit 1 if anything fails.
 
     The ingress's books must balance: received = in flight + acked + dead-lettered + refused + pings. What does not run is

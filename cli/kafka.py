@@ -1,8 +1,10 @@
 """`kinguin-streams kafka`: the one-node Apache Kafka of this machine."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
@@ -15,7 +17,6 @@ app = typer.Typer(
     help="Run a real one-node Apache Kafka on this machine, without Docker or Java. "
     "Its data stays in KINGUIN_LOCAL__DATA_DIR (.data), and it listens on 127.0.0.1 only.",
 )
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 @app.command()
@@ -32,7 +33,7 @@ def start(as_json: Json = False) -> None:
     if broker is not None:
         talk("Kafka runs already")
     else:
-        broker = _start(settings.local)
+        broker = start_broker(settings.local)
         talk("Kafka is up; `kinguin-streams kafka stop` ends it")
     _say_if_unused(settings)
     _report(broker, as_json)
@@ -82,7 +83,8 @@ def _settings() -> "Settings":
     return settings
 
 
-def _start(settings: "LocalSettings") -> "LocalBroker":
+def start_broker(settings: "LocalSettings") -> "LocalBroker":
+    """Start the local broker, showing what is fetched. Raises OperatorError as local_broker.start does."""
     from kinguin_streams.cli.output import progress, talk
     from kinguin_streams.cluster import local_broker
 

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kinguin_streams.cli.options import Json
+
 if TYPE_CHECKING:
     from kinguin_streams.schemas.compatibility import CandidateVersion
 
 app = typer.Typer(no_args_is_help=True, help="List the Avro schemas, and check every version against all earlier ones.")
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 @app.command("list")

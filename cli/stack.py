@@ -7,7 +7,6 @@ import os
 import random
 import secrets as random_secrets
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,17 +18,18 @@ from types import FrameType
 from kinguin_streams.cli import wiring
 from kinguin_streams.cli.admin_port import balance, readiness
 from kinguin_streams.cli.children import Children
+from kinguin_streams.cli.kafka import start_broker
 from kinguin_streams.cli.live_view import LiveView, Numbers
-from kinguin_streams.cli.output import progress, talk
+from kinguin_streams.cli.output import talk
 from kinguin_streams.cli.settings import Settings
 from kinguin_streams.cli.verdict import judge, print_verdict
 from kinguin_streams.cluster import local_broker
 from kinguin_streams.cluster.connection import admin_config, consumer_config
-from kinguin_streams.cluster.kafka_jars import JarProgress
 from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
 from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.samples import SAMPLES
+from kinguin_streams.ingress.listening import listen
 from kinguin_streams.schemas.events import EVENT_NAMES
 from kinguin_streams.simulator.ledger import FileLedger
 from kinguin_streams.simulator.plan import DEFAULT_SPACING_S, plan_deliveries
@@ -77,10 +77,11 @@ def run(settings: Settings, simulation: Simulation | None, *, as_json: bool) -> 
     data_dir = settings.local.data_dir.absolute()
     with ExitStack() as stack:
         stack.enter_context(_own(data_dir))
-        _refuse_taken_port(settings.ingress.host, settings.ingress.port, "KINGUIN_INGRESS__PORT", "--port")
-        _refuse_taken_port(
-            settings.ingress.host, settings.ingress.admin_port, "KINGUIN_INGRESS__ADMIN_PORT", "--admin-port"
-        )
+        # Now, not when the ingress finds out: by then Kafka would have been fetched and started.
+        listen(settings.ingress.host, settings.ingress.port, "KINGUIN_INGRESS__PORT or --port").close()
+        listen(
+            settings.ingress.host, settings.ingress.admin_port, "KINGUIN_INGRESS__ADMIN_PORT or --admin-port"
+        ).close()
         bootstrap_servers = stack.enter_context(_kafka(settings))
         settings = settings.model_copy(
             update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})}
@@ -277,13 +278,7 @@ def _kafka(settings: Settings) -> Iterator[str]:
         talk(f"using the local Kafka that runs already (pid {running.pid}); it stays up. `kafka stop` ends it")
         yield running.bootstrap_servers
         return
-    talk("starting Apache Kafka")
-    with progress("fetching Apache Kafka") as update:
-
-        def report(fetched: JarProgress) -> None:
-            update(fetched.jars_done, fetched.jars_total, fetched.note)
-
-        broker = local_broker.start(settings.local, report=report)
+    broker = start_broker(settings.local)
     talk(f"Kafka listens on {broker.bootstrap_servers}; its log is {broker.log_file}")
     try:
         yield broker.bootstrap_servers
@@ -318,16 +313,3 @@ def _secrets(settings: Settings, data_dir: Path) -> tuple[str, str]:
         live = {STORE: [file.read_text().strip()]}
         talk(f"X-Event-Secret is {live[STORE][0]} (kept in {file})")
     return live[STORE][0], json.dumps(live)
-
-
-def _refuse_taken_port(host: str, port: int, setting: str, option: str) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OperatorError(
-                "port_taken",
-                f"Cannot listen on {host}:{port}: {error.strerror}.",
-                f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} or {option}.",
-            ) from error

@@ -1,15 +1,16 @@
 """`kinguin-streams topics`: the declared topics against the cluster's."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
     from kinguin_streams.cluster.topic_admin import Step, TopicAdmin
     from kinguin_streams.schemas.topics import Topics
 
 app = typer.Typer(no_args_is_help=True, help="Compare the declared topics with the cluster's, and make them agree.")
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 @app.command()

@@ -44,8 +44,7 @@ class Verdict:
     def adds_up(self) -> bool:
         """Whether all was acknowledged, kept, and is in the state."""
         # Ctrl-C is one way to end it, and no failure: what had been sent until then must add up.
-        all_acked = self.report.acked == self.report.sent and not self.report.disabled
-        return all_acked and self.lost == 0 and self.state_matches
+        return self.report.all_sent_acked and self.lost == 0 and self.state_matches
 
 
 def judge(

@@ -1,10 +1,8 @@
 """waitress, and the life of the process: start, serve, and stop without cutting a request off."""
 
 import contextlib
-import errno
 import os
 import signal
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -20,19 +18,18 @@ from kinguin_streams.cluster.publisher import KafkaPublisher
 from kinguin_streams.ingress.admin import make_admin_app
 from kinguin_streams.ingress.app import StrippedHeaders, Webhooks, make_app
 from kinguin_streams.ingress.ledger import Ledger
+from kinguin_streams.ingress.listening import BACKLOG, listen
 from kinguin_streams.ingress.readiness import Readiness
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.settings import IngressSettings
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.topics import Topics
-from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
 # waitress answers text/plain at its own limit, before our code; ours, at 65,536 bytes, comes first and says more.
 BACKSTOP_BODY_BYTES: Final = 131_072
 MAX_HEADER_BYTES: Final = 16_384
-BACKLOG: Final = 1024
 LOOP_TURN_S: Final = 0.25
 # A client that has just connected, or was just answered on a connection that stays open, may be sending its request now.
 LINGER_S: Final = 0.5
@@ -66,7 +63,7 @@ class Server:
             )
         )
         self._sockets: dict[int, Any] = {}
-        self._listener = _listen(self.settings.host, self.settings.port, "KINGUIN_INGRESS__PORT")
+        self._listener = listen(self.settings.host, self.settings.port, "KINGUIN_INGRESS__PORT")
         create_server(
             app,
             map=self._sockets,
@@ -83,7 +80,7 @@ class Server:
         )
         self._admin = create_server(
             make_admin_app(self._readiness, self.ledger.registry),
-            sockets=[_listen(self.settings.host, self.settings.admin_port, "KINGUIN_INGRESS__ADMIN_PORT")],
+            sockets=[listen(self.settings.host, self.settings.admin_port, "KINGUIN_INGRESS__ADMIN_PORT")],
             threads=2,
             asyncore_use_poll=True,
             ident=None,
@@ -153,21 +150,3 @@ class Server:
             os._exit(128 + number)
         self._readiness.stopping()
         self._stop_at_s = time.monotonic() + self.settings.pre_stop_s
-
-
-def _listen(host: str, port: int, setting: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)  # now: two that have only bound the same port would both believe that they have it
-    except OSError as error:
-        listener.close()
-        code = "port_taken" if error.errno == errno.EADDRINUSE else "cannot_listen"
-        raise OperatorError(
-            code,
-            f"Cannot listen on {host}:{port}: {error.strerror}.",
-            f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} to another port.",
-        ) from error
-    return listener

@@ -94,8 +94,14 @@ class SendReport:
     stopped: bool
 
     @property
+    def all_sent_acked(self) -> bool:
+        """Whether what was sent was acked, although it may have been cut short on request."""
+        return self.acked == self.sent and not self.disabled
+
+    @property
     def all_acked(self) -> bool:
-        return self.acked == self.sent and self.not_sent == 0 and not self.disabled and not self.stopped
+        """Whether everything that was planned was sent and acked."""
+        return self.all_sent_acked and self.not_sent == 0 and not self.stopped
 
 
 class Sender:

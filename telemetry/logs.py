@@ -50,4 +50,3 @@ def configure(level: str = "INFO", log_format: LogFormat = "auto") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns for every request that waits for a thread
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of each of its plugins when a database is made

@@ -1,0 +1,31 @@
+"""Where the ingress listens: a socket, or a sentence that says why there can be none."""
+
+import errno
+import socket
+from typing import Final
+
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+BACKLOG: Final = 1024
+
+
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """Return a socket that listens there. setting: what the operator may set to have it elsewhere.
+
+    Raises OperatorError("port_taken") or ("cannot_listen").
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)  # now: two that have only bound the same port would both believe that they have it
+    except OSError as error:
+        listener.close()
+        code = "port_taken" if error.errno == errno.EADDRINUSE else "cannot_listen"
+        raise OperatorError(
+            code,
+            f"Cannot listen on {host}:{port}: {error.strerror}.",
+            f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} to another port.",
+        ) from error
+    return listener
