@@ -2,13 +2,10 @@
 
 import io
 import json
-import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,9 @@ import pytest
 import urllib3
 from avro.io import BinaryDecoder, DatumReader
 from avro.schema import parse
+
+from tests.commands import COMMAND, clean_environment
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parent.parent
 SECRET = "Zx81-independent-reader"
@@ -39,27 +39,20 @@ KEYS = {"product.update": b"1949", "order.complete": b"PHS84FJAG5U", "order.stat
 pytestmark = pytest.mark.kafka
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def webhooks(kafka: Any, topic_prefix: str) -> Iterator[str]:
     """URL of a running ingress."""
     port, admin_port = free_port(), free_port()
-    environment: Mapping[str, str] = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")},
+    settings = {
         "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "KINGUIN_TOPICS__PREFIX": topic_prefix,
         "KINGUIN_INGRESS__SECRETS": json.dumps({"default": [SECRET]}),
         "KINGUIN_INGRESS__PORT": str(port),
         "KINGUIN_INGRESS__ADMIN_PORT": str(admin_port),
     }
-    command = [sys.executable, "-m", "kinguin_streams"]
-    subprocess.run([*command, "topics", "apply"], env=environment, check=True, timeout=60)
-    with subprocess.Popen([*command, "ingress"], env=environment, stderr=subprocess.DEVNULL) as ingress:
+    environment = clean_environment(settings)
+    subprocess.run([*COMMAND, "topics", "apply"], env=environment, check=True, timeout=60)
+    with subprocess.Popen([*COMMAND, "ingress"], env=environment, stderr=subprocess.DEVNULL) as ingress:
         deadline_s = time.monotonic() + 60
         while True:
             try:

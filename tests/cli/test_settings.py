@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from kinguin_streams.cli.settings import ConfigurationError, load, shown
-
-COMMAND = [sys.executable, "-m", "kinguin_streams"]
+from tests.commands import run
 
 
 @pytest.fixture(autouse=True)
@@ -20,17 +18,6 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.startswith("KINGUIN_"):
             monkeypatch.delenv(name)
-
-
-def run(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def test_the_command_line_beats_the_environment_beats_a_named_file_beats_toml_beats_the_default(

@@ -1,32 +1,15 @@
 """`kinguin-streams topics` and `kinguin-streams kafka`, run as commands."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "kinguin_streams"]
+from tests.commands import run
+from tests.conftest import free_port
 
 pytestmark = pytest.mark.kafka
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")}
-    return subprocess.run(
-        [*COMMAND, *arguments], env={**clean, **environment}, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def test_plan_says_what_apply_would_do_and_changes_nothing_and_after_apply_there_is_nothing_to_do(

@@ -1,12 +1,10 @@
 """`kinguin-streams up`, as a stranger runs it: the real command, everything real behind it."""
 
 import json
-import os
 import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,22 +14,16 @@ from typing import Any
 import pytest
 import urllib3
 
-COMMAND = [sys.executable, "-m", "kinguin_streams"]
+from tests.commands import COMMAND, clean_environment, run
+from tests.conftest import free_port
 
 pytestmark = pytest.mark.kafka
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
 def environment(tmp_path: Path, kafka: Any, topic_prefix: str) -> dict[str, str]:
     """A folder and ports of the test's own, on the session's Kafka."""
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")},
+    settings = {
         "KINGUIN_LOCAL__DATA_DIR": str(tmp_path / "data"),
         "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "KINGUIN_TOPICS__PREFIX": topic_prefix,
@@ -39,12 +31,7 @@ def environment(tmp_path: Path, kafka: Any, topic_prefix: str) -> dict[str, str]
         "KINGUIN_INGRESS__PORT": str(free_port()),
         "KINGUIN_INGRESS__ADMIN_PORT": str(free_port()),
     }
-
-
-def run(environment: Mapping[str, str], *arguments: str, timeout_s: float = 90) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    return clean_environment(settings)
 
 
 @contextmanager

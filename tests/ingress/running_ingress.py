@@ -3,7 +3,6 @@
 import http.client
 import io
 import json
-import os
 import secrets
 import signal
 import socket
@@ -25,6 +24,8 @@ from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
 from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import DeadLetter, RecordName
 from kinguin_streams.schemas.topics import Topics, topics
+from tests.commands import clean_environment
+from tests.conftest import free_port
 
 SECRET = "k7Qw-test-secret-2nEr"
 NEXT_SECRET = "k7Qw-test-secret-next"
@@ -304,12 +305,6 @@ def assert_balanced(metrics: Samples) -> None:
     assert received == metrics["kinguin_ingress_in_flight", ()] + ended
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def apply_topics(bootstrap_servers: str, declared: Topics) -> None:
     admin = TopicAdmin({"bootstrap.servers": bootstrap_servers})
     admin.apply(plan(declared, admin.describe(declared)))
@@ -317,8 +312,7 @@ def apply_topics(bootstrap_servers: str, declared: Topics) -> None:
 
 def command(bootstrap_servers: str, prefix: str, **settings: object) -> tuple[list[str], dict[str, str]]:
     """Return the command line and environment of an ingress. settings: KINGUIN_INGRESS__<KEY> by its lower-case key."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")}
-    environment |= {
+    environment = clean_environment({}) | {
         "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
         "KINGUIN_TOPICS__PREFIX": prefix,
         "KINGUIN_LOG__FORMAT": "json",

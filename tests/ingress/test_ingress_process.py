@@ -18,7 +18,7 @@ from kinguin_streams.simulator.ledger import FileLedger, acked_webhooks, read_le
 from kinguin_streams.simulator.plan import plan_deliveries
 from kinguin_streams.simulator.sender import Sender, SenderSettings
 from kinguin_streams.simulator.witness import recompute
-from tests.conftest import KafkaCluster, StartBroker
+from tests.conftest import KafkaCluster, StartBroker, free_port
 from tests.ingress.running_ingress import (
     EVENT_TOPICS,
     SECRET,
@@ -28,7 +28,6 @@ from tests.ingress.running_ingress import (
     apply_topics,
     assert_balanced,
     command,
-    free_port,
     new_id,
     order_status,
     running_ingress,
