@@ -22,8 +22,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer
-from fastavro import schemaless_reader
-from measuring import kafka, median, say
+from fastavro import parse_schema, schemaless_reader
+from measuring import kafka, median, say, without_logical_types
 
 from kinguin_streams.cluster.connection import consumer_config, producer_config
 from kinguin_streams.cluster.settings import KafkaSettings
@@ -100,7 +100,7 @@ def run_decode(bootstrap_servers: str, records: int) -> dict[str, float]:
     )
     consumer = Consumer({**config, "auto.offset.reset": "earliest"})
     consumer.subscribe([TOPIC])
-    schema = shipped().newest("order.status").wire
+    schema = parse_schema(without_logical_types(json.loads(shipped().newest("order.status").text)))
     done, first, started_s = 0, 0, 0.0
     while done < records:
         for message in consumer.consume(BATCH_RECORDS, 0.2):

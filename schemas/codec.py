@@ -5,15 +5,16 @@ the shipped schemas. Confluent wire format: 0x00, a 4-byte big-endian schema id,
 An Encoder writes one of them; a Decoder reads either, record by record, so that a topic may hold both.
 """
 
-import io
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
-from fastavro import schemaless_reader, schemaless_writer
-
-from kinguin_streams.schemas import money
+from kinguin_streams.schemas import binary
+from kinguin_streams.schemas.attributes import attribute_name
 from kinguin_streams.schemas.events import DeadLetter, OrderComplete, OrderStatus, ProductUpdate, Record, RecordName
-from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, shipped
+from kinguin_streams.schemas.versions import RECORD_NAMES, SchemaCatalogue, SchemaVersion, shipped
 
 SINGLE_OBJECT_MARKER = b"\xc3\x01"
 SINGLE_OBJECT_HEADER_BYTES = 10
@@ -62,18 +63,21 @@ class Encoder:
         Raises KeyError for a version that is not shipped.
         """
         held_back = write or {}
-        self._frames: dict[RecordName, tuple[bytes, SchemaVersion]] = {}
-        for name in _TO_AVRO:
+        self._frames: dict[RecordName, tuple[bytes, _Layout]] = {}
+        for name in RECORD_NAMES:
             schema = shipped().get(name, held_back[name]) if name in held_back else shipped().newest(name)
             header = SINGLE_OBJECT_MARKER + schema.fingerprint
             if ids is not None:
                 header = CONFLUENT_MARKER + ids.id_of(schema).to_bytes(4, "big")
-            self._frames[name] = (header, schema)
+            self._frames[name] = (header, _layout(schema))
 
     def encode(self, record: Record) -> bytes:
-        """Return the record's value. Numbers must fit an Avro long, as the validator has seen to."""
-        header, schema = self._frames[record.record_name]
-        return header + _write_body(schema, _TO_AVRO[record.record_name](record))
+        """Return the record's value; what the written version has no field for is left to `raw`.
+
+        Raises ValueError for a number or a text that Avro cannot hold: the validator has seen to it that there is none.
+        """
+        header, layout = self._frames[record.record_name]
+        return b"".join([header, *[write(getattr(record, name)) for name, write in layout.writers]])
 
 
 class Decoder:
@@ -91,14 +95,24 @@ class Decoder:
         """
         if value is None:
             raise UndecodableRecord("no_value", "the record has no value")
-        schema, body = self._explain(value)
-        fields = _read_body(schema, body)
+        schema, at = self._explain(value)
+        layout = _layout(schema)
+        fields: dict[str, Any] = {}
         try:
-            return _FROM_AVRO[schema.record](fields)
+            for name, read in layout.readers:
+                fields[name], at = read(value, at)
+        except IndexError as error:
+            raise _undecodable("truncated", schema, "wants more bytes") from error
+        except binary.NotCanonical as error:
+            raise _undecodable("not_canonical", schema, f"is never written like this: {error}") from error
         except ValueError as error:
-            raise _not_canonical(schema) from error
+            raise _undecodable("malformed", schema, f"it is not: {error}") from error
+        if at != len(value):
+            raise _undecodable("trailing_bytes", schema, f"is followed by {len(value) - at} bytes")
+        return layout.record(**fields)
 
-    def _explain(self, value: bytes) -> tuple[SchemaVersion, bytes]:
+    def _explain(self, value: bytes) -> tuple[SchemaVersion, int]:
+        """Return the schema that wrote a value, and where its body begins."""
         if value.startswith(SINGLE_OBJECT_MARKER):
             if len(value) < SINGLE_OBJECT_HEADER_BYTES:
                 raise UndecodableRecord("truncated", f"{len(value)} bytes end within the single-object header of 10")
@@ -106,7 +120,7 @@ class Decoder:
             schema = self._catalogue.by_fingerprint(fingerprint)
             if schema is None:
                 raise UnknownSchema(f"no shipped schema has the fingerprint {fingerprint.hex()}")
-            return schema, value[SINGLE_OBJECT_HEADER_BYTES:]
+            return schema, SINGLE_OBJECT_HEADER_BYTES
         if value.startswith(CONFLUENT_MARKER):
             if len(value) < CONFLUENT_HEADER_BYTES:
                 raise UndecodableRecord("truncated", f"{len(value)} bytes end within the Confluent header of 5")
@@ -115,188 +129,35 @@ class Decoder:
                 raise RegistryNeeded(
                     f"a record refers to schema id {schema_id} of a registry; set KINGUIN_REGISTRY__URL"
                 )
-            return self._ids.schema_of(schema_id), value[CONFLUENT_HEADER_BYTES:]
+            return self._ids.schema_of(schema_id), CONFLUENT_HEADER_BYTES
         raise UndecodableRecord(
             "unknown_frame", f"a value must begin with c301 or 00, this one with {value[:2].hex()!r}"
         )
 
 
-def _write_body(schema: SchemaVersion, fields: dict[str, Any]) -> bytes:
-    out = io.BytesIO()
-    schemaless_writer(out, schema.wire, fields)
-    return out.getvalue()
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a version lies on the wire: its fields in their order, by the name they have in Python."""
+
+    record: type[Record]
+    readers: tuple[tuple[str, binary.Read], ...]
+    writers: tuple[tuple[str, binary.Write], ...]
 
 
-def _read_body(schema: SchemaVersion, body: bytes) -> dict[str, Any]:
-    source = io.BytesIO(body)
-    try:
-        fields: dict[str, Any] = schemaless_reader(source, schema.wire, None)  # type: ignore[assignment]
-    except Exception as error:  # fastavro raises what its parts raise: Unicode, Index, Value, Overflow, Memory, …
-        # It says IndexError for a number that is cut off, and for a union index past the end.
-        if isinstance(error, EOFError) or (isinstance(error, IndexError) and source.tell() == len(body)):
-            detail = f"{schema.record} version {schema.version} wants more bytes"
-            raise UndecodableRecord("truncated", detail) from error
-        raise UndecodableRecord("malformed", f"not a {schema.record} version {schema.version}: {error}") from error
-    if source.tell() != len(body):
-        raise UndecodableRecord("trailing_bytes", f"{len(body) - source.tell()} bytes follow the {schema.record}")
-    # fastavro reads union index -1 as the last branch, a negative length as "all that is left" and overlong varints as
-    # short ones. Writing the record again is the one check that none of these passes.
-    try:
-        canonical = _write_body(schema, fields)
-    except ValueError as error:  # read as an int, and too large for one
-        raise _not_canonical(schema) from error
-    if canonical != body:
-        raise _not_canonical(schema)
-    return fields
-
-
-def _not_canonical(schema: SchemaVersion) -> UndecodableRecord:
-    return UndecodableRecord(
-        "not_canonical", f"no writer of {schema.record} version {schema.version} wrote these bytes"
+@cache
+def _layout(schema: SchemaVersion) -> _Layout:
+    fields = json.loads(schema.text)["fields"]
+    return _Layout(
+        record=_RECORDS[schema.record],
+        readers=tuple((attribute_name(field), binary.reader(field["type"])) for field in fields),
+        writers=tuple((attribute_name(field), binary.writer(field["type"])) for field in fields),
     )
 
 
-def _product_update_to_avro(record: ProductUpdate) -> dict[str, Any]:
-    # Fields that the written version lacks are passed over by fastavro; `raw` has them all.
-    return {
-        "eventId": record.event_id,
-        "store": record.store,
-        "receivedAt": record.received_at_ms,
-        "kinguinId": record.kinguin_id,
-        "productId": record.product_id,
-        "updatedAt": record.updated_at_ms,
-        "qty": record.qty,
-        "textQty": record.text_qty,
-        "price": None if record.price is None else money.to_wire(record.price),
-        "priceRounded": record.price_rounded,
-        # A list: fastavro takes a tuple for a hint (branch name, value).
-        "cheapestOfferId": None if record.cheapest_offer_ids is None else list(record.cheapest_offer_ids),
-        "raw": record.raw,
-    }
+def _undecodable(code: str, schema: SchemaVersion, detail: str) -> UndecodableRecord:
+    return UndecodableRecord(code, f"{schema.record} version {schema.version} {detail}")
 
 
-def _product_update_from_avro(fields: dict[str, Any]) -> ProductUpdate:
-    offers = fields.get("cheapestOfferId")
-    price = fields.get("price")
-    return ProductUpdate(
-        event_id=fields["eventId"],
-        store=fields["store"],
-        received_at_ms=fields["receivedAt"],
-        kinguin_id=fields["kinguinId"],
-        product_id=fields["productId"],
-        updated_at_ms=fields["updatedAt"],
-        qty=fields.get("qty"),
-        text_qty=fields.get("textQty"),
-        price=None if price is None else money.from_wire(price),
-        price_rounded=fields.get("priceRounded", False),
-        cheapest_offer_ids=None if offers is None else tuple(offers),
-        raw=fields["raw"],
-    )
-
-
-def _order_status_to_avro(record: OrderStatus) -> dict[str, Any]:
-    return {
-        "eventId": record.event_id,
-        "store": record.store,
-        "receivedAt": record.received_at_ms,
-        "orderId": record.order_id,
-        "orderExternalId": record.order_external_id,
-        "status": record.status,
-        "updatedAt": record.updated_at_ms,
-        "raw": record.raw,
-    }
-
-
-def _order_status_from_avro(fields: dict[str, Any]) -> OrderStatus:
-    return OrderStatus(
-        event_id=fields["eventId"],
-        store=fields["store"],
-        received_at_ms=fields["receivedAt"],
-        order_id=fields["orderId"],
-        order_external_id=fields["orderExternalId"],
-        status=fields["status"],
-        updated_at_ms=fields["updatedAt"],
-        raw=fields["raw"],
-    )
-
-
-def _order_complete_to_avro(record: OrderComplete) -> dict[str, Any]:
-    return {
-        "eventId": record.event_id,
-        "store": record.store,
-        "receivedAt": record.received_at_ms,
-        "orderId": record.order_id,
-        "orderExternalId": record.order_external_id,
-        "updatedAt": record.updated_at_ms,
-        "raw": record.raw,
-    }
-
-
-def _order_complete_from_avro(fields: dict[str, Any]) -> OrderComplete:
-    return OrderComplete(
-        event_id=fields["eventId"],
-        store=fields["store"],
-        received_at_ms=fields["receivedAt"],
-        order_id=fields["orderId"],
-        order_external_id=fields["orderExternalId"],
-        updated_at_ms=fields["updatedAt"],
-        raw=fields["raw"],
-    )
-
-
-def _dead_letter_to_avro(record: DeadLetter) -> dict[str, Any]:
-    return {
-        "deadLetterId": record.dead_letter_id,
-        "origin": record.origin,
-        "reason": record.reason,
-        "detail": record.detail,
-        "failedAt": record.failed_at_ms,
-        "body": record.body,
-        "bodySize": record.body_size,
-        "bodySha256": record.body_sha256,
-        "headers": [{"name": name, "value": value} for name, value in record.headers],
-        "store": record.store,
-        "event": record.event,
-        "consumer": record.consumer,
-        "sourceTopic": record.source_topic,
-        "sourcePartition": record.source_partition,
-        "sourceOffset": record.source_offset,
-        "sourceKey": record.source_key,
-        "sourceTimestamp": record.source_timestamp_ms,
-    }
-
-
-def _dead_letter_from_avro(fields: dict[str, Any]) -> DeadLetter:
-    return DeadLetter(
-        dead_letter_id=fields["deadLetterId"],
-        origin=fields["origin"],
-        reason=fields["reason"],
-        detail=fields["detail"],
-        failed_at_ms=fields["failedAt"],
-        body=fields["body"],
-        body_size=fields["bodySize"],
-        body_sha256=fields["bodySha256"],
-        headers=tuple((header["name"], header["value"]) for header in fields["headers"]),
-        store=fields["store"],
-        event=fields["event"],
-        consumer=fields["consumer"],
-        source_topic=fields["sourceTopic"],
-        source_partition=fields["sourcePartition"],
-        source_offset=fields["sourceOffset"],
-        source_key=fields["sourceKey"],
-        source_timestamp_ms=fields["sourceTimestamp"],
-    )
-
-
-_TO_AVRO: dict[RecordName, Callable[[Any], dict[str, Any]]] = {
-    "product.update": _product_update_to_avro,
-    "order.status": _order_status_to_avro,
-    "order.complete": _order_complete_to_avro,
-    "dead-letter": _dead_letter_to_avro,
-}
-_FROM_AVRO: dict[RecordName, Callable[[dict[str, Any]], Record]] = {
-    "product.update": _product_update_from_avro,
-    "order.status": _order_status_from_avro,
-    "order.complete": _order_complete_from_avro,
-    "dead-letter": _dead_letter_from_avro,
+_RECORDS: dict[RecordName, type[Record]] = {
+    record.record_name: record for record in (ProductUpdate, OrderStatus, OrderComplete, DeadLetter)
 }

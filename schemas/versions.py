@@ -1,16 +1,14 @@
 """Every schema version ever written, loaded from the package, with the fingerprint that stands for it on the wire."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
 
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
-from kinguin_streams.schemas.events import RecordName
+from kinguin_streams.schemas.names import RecordName
 
 RECORD_NAMES: tuple[RecordName, ...] = ("product.update", "order.status", "order.complete", "dead-letter")
 
@@ -25,8 +23,6 @@ class SchemaVersion:
     """The file as shipped, documentation and logical types included: what a registry is given."""
     fingerprint: bytes
     """CRC-64-AVRO of the Parsing Canonical Form, 8 bytes, little-endian as in single-object encoding."""
-    wire: Any
-    """Parsed for fastavro without logical types: times are integers, money is bytes. What is written is the same."""
 
 
 class SchemaCatalogue:
@@ -74,7 +70,6 @@ def read_version(record: RecordName, version: int, text: str) -> SchemaVersion:
         version=version,
         text=text,
         fingerprint=fingerprint_of(text),
-        wire=parse_schema(_without_logical_types(schema)),
     )
 
 
@@ -92,10 +87,3 @@ def shipped() -> SchemaCatalogue:
 
 def _avsc_files(folder: Traversable) -> list[Traversable]:
     return [file for file in folder.iterdir() if file.name.endswith(".avsc")]
-
-
-def _without_logical_types(schema: Any) -> Any:
-    """Return the schema in which a logical type is the type that carries it; nothing else has changed."""
-    if isinstance(schema, Mapping):
-        return {key: _without_logical_types(value) for key, value in schema.items() if key != "logicalType"}
-    return [_without_logical_types(part) for part in schema] if isinstance(schema, list) else schema

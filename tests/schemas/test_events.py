@@ -13,7 +13,15 @@ import msgspec
 import pytest
 
 from kinguin_streams.schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Decoder, Encoder
-from kinguin_streams.schemas.events import DeadLetter, OrderComplete, OrderStatus, ProductUpdate, Record, RecordName
+from kinguin_streams.schemas.events import (
+    DeadLetter,
+    OrderComplete,
+    OrderStatus,
+    ProductUpdate,
+    Record,
+    RecordName,
+    StoreName,
+)
 from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
 
 CLASSES: tuple[type[Record], ...] = (ProductUpdate, OrderStatus, OrderComplete, DeadLetter)
@@ -88,7 +96,7 @@ def test_the_codec_writes_every_field_of_a_version_and_reads_it_back(record: Rec
 def test_an_event_cannot_be_changed(record_class: type[Record]) -> None:
     record = _sample(record_class)
     with pytest.raises(AttributeError):
-        record.store = "another"  # type: ignore[misc]
+        record.store = StoreName("another")  # type: ignore[misc]
     assert hash(record) == hash(_sample(record_class))
 
 
