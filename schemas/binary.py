@@ -78,9 +78,12 @@ _LONG_MIN, _LONG_MAX = -(2**63), 2**63 - 1
 
 def _read_long(data: bytes, at: int) -> tuple[int, int]:
     byte = data[at]
-    at += 1
     if byte < 0x80:
-        return (byte >> 1) ^ -(byte & 1), at
+        return (byte >> 1) ^ -(byte & 1), at + 1
+    second = data[at + 1]
+    if 0 < second < 0x80:
+        return (byte & 0x7F | second << 7) >> 1 ^ -(byte & 1), at + 2
+    at += 1
     zigzag, shift = byte & 0x7F, 7
     while byte >= 0x80:
         byte = data[at]
