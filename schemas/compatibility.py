@@ -1,27 +1,44 @@
 """Whether schema versions may live in one topic: FULL_TRANSITIVE by Apache Avro's own rules, and a lint for what those miss.
 
 Apache Avro's check calls timestamp-millis to timestamp-micros and decimal scale 2 to 3 compatible, which are errors of
-meaning by factors of 1000 and 10, and it compares names without their namespace.
+meaning by factors of 1000 and 10; it compares names without their namespace; and it counts on aliases and on the default
+of an enum, which Apache's own Python reader does not use. tests/schemas/compatibility_pairs holds a pair for each.
 """
 
-import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Literal
 
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
-from avro.errors import AvroException
+from avro.errors import AvroException, IgnoredLogicalType
 from avro.schema import parse
 from fastavro.schema import SchemaParseException
 
+from kinguin_streams.schemas.resolution import Obstacle, obstacles
+from kinguin_streams.schemas.schema_tree import Kind, tree_of
 from kinguin_streams.schemas.versions import fingerprint_of
 
 NAMESPACE = "kinguin.v1"
 MEANING = ("logicalType", "scale", "precision")
-"""Attributes that change what bytes mean and that Avro's resolution does not look at."""
+"""Attributes that change what bytes mean and that Avro's resolution does not look at; in the order of Kind.meaning."""
+
+_CARRIERS = {
+    "decimal": ("bytes", "fixed"),
+    "timestamp-millis": ("long",),
+    "date": ("int",),
+    "time-millis": ("int",),
+    "time-micros": ("long",),
+    "uuid": ("string", "fixed"),
+    "duration": ("fixed",),
+}
+"""Which types a logical type may stand on. On another one, or if its name is not known, readers ignore it and say nothing."""
 
 _OTHER_TIMES = ("timestamp-micros", "timestamp-nanos", "local-timestamp-millis", "local-timestamp-micros")
+
+FindingKind = Literal["unreadable", "incompatible", "meaning", "fingerprint", "lint", "registry", "in_use"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +52,29 @@ class CandidateVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Why a version may not be released."""
+    """Why a version may not be released; with severity "warning", what to look at before."""
 
     record: str
-    version: int
+    version: int | None
+    """None if it is about no one version of ours."""
     against: int | None
-    kind: Literal["unreadable", "incompatible", "meaning", "fingerprint", "lint"]
+    kind: FindingKind
     message: str
+    field: str | None = None
+    """Where, as in `lines[].sku`; None for the record as a whole."""
+    reader: str | None = None
+    """Whose reader could not read, or would misread: "version 1"."""
+    severity: Literal["error", "warning"] = "error"
+    source: Literal["files", "registry", "topics"] = "files"
+    """What was compared with. `against` counts there: the registry numbers the versions of a subject by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two schemas that are compared, under the name that messages give it: "version 2"."""
+
+    name: str
+    text: str
 
 
 def check(versions: Sequence[CandidateVersion]) -> tuple[Finding, ...]:
@@ -53,35 +86,92 @@ def check(versions: Sequence[CandidateVersion]) -> tuple[Finding, ...]:
     findings: list[Finding] = []
     by_record: dict[str, list[CandidateVersion]] = {}
     for candidate in versions:
-        unreadable = _unreadable(candidate)
+        unreadable = why_unreadable(candidate.text)
         if unreadable is not None:
             findings.append(_finding(candidate, None, "unreadable", unreadable))
             continue
-        findings += [_finding(candidate, None, "lint", message) for message in _lint(json.loads(candidate.text))]
+        findings += [
+            _finding(candidate, None, "lint", message, field=field) for field, message in _lint(tree_of(candidate.text))
+        ]
         by_record.setdefault(candidate.record, []).append(candidate)
     for history in by_record.values():
         history.sort(key=lambda candidate: candidate.version)
         findings += _gaps(history)
         for older, newer in combinations(history, 2):
-            findings += _incompatibilities(older, newer)
+            sides = Side(f"version {older.version}", older.text), Side(f"version {newer.version}", newer.text)
             findings += [
-                _finding(newer, older, "meaning", message)
-                for message in _changes_of_meaning(json.loads(older.text), json.loads(newer.text))
+                _finding(newer, older, fault.kind, fault.message, field=fault.field, reader=fault.reader)
+                for fault in faults_between(*sides)
             ]
     findings += _shared_fingerprints([candidate for history in by_record.values() for candidate in history])
     return tuple(findings)
 
 
-def _unreadable(candidate: CandidateVersion) -> str | None:
+def why_unreadable(text: str) -> str | None:
+    """Return why this is not the schema of a record; None if it is."""
     try:
-        fingerprint_of(candidate.text)
-        parse(candidate.text)
-    except (ValueError, KeyError, TypeError, RecursionError, SchemaParseException, AvroException) as error:
+        fingerprint_of(text)
+        _apache(text)
+        tree = tree_of(text)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SchemaParseException,
+        AvroException,
+    ) as error:
         return f"not a schema: {error}"
-    schema = json.loads(candidate.text)
-    if not isinstance(schema, dict) or schema.get("type") != "record":
-        return "not a schema of a record"
-    return None
+    return None if tree.base == "record" else "not a schema of a record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What is wrong between two schemas."""
+
+    kind: Literal["incompatible", "meaning"]
+    field: str | None
+    reader: str
+    message: str
+
+
+def faults_between(older: Side, newer: Side) -> Iterator[Fault]:
+    """Yield why readers of the one cannot read what the other writes, or would take it for something else."""
+    for reader, writer in ((older, newer), (newer, older)):
+        for obstacle in _obstacles(reader.text, writer.text):
+            where = f"field {obstacle.field}" if obstacle.field else "the record"
+            yield Fault(
+                kind="incompatible",
+                field=obstacle.field or None,
+                reader=reader.name,
+                message=f"{where}: a reader of {reader.name} cannot read what {writer.name} writes: {obstacle.reason}",
+            )
+    for field, reason in _changes_of_meaning(tree_of(older.text), tree_of(newer.text)):
+        yield Fault(
+            kind="meaning",
+            field=field,
+            reader=older.name,
+            message=f"field {field}: a reader of {older.name} misreads what {newer.name} writes: {reason}",
+        )
+
+
+def _obstacles(reader: str, writer: str) -> list[Obstacle]:
+    """Return ours; should Apache's check ever find what ours does not, its words, which name places and reasons in two sets."""
+    found = list(obstacles(tree_of(reader), tree_of(writer)))
+    if found:
+        return found
+    result = ReaderWriterCompatibilityChecker().get_compatibility(_apache(reader), _apache(writer))
+    if result.compatibility is SchemaCompatibilityType.compatible:
+        return []
+    return [Obstacle("", f"{'; '.join(sorted(result.messages))} (at {', '.join(sorted(result.locations))})")]
+
+
+@lru_cache(maxsize=256)
+def _apache(text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IgnoredLogicalType)  # the lint says it, as a finding
+        return parse(text)
 
 
 def _gaps(history: Sequence[CandidateVersion]) -> Iterator[Finding]:
@@ -91,18 +181,6 @@ def _gaps(history: Sequence[CandidateVersion]) -> Iterator[Finding]:
                 candidate, None, "lint", f"version {expected} is missing: versions count from 1 without gaps"
             )
             return
-
-
-def _incompatibilities(older: CandidateVersion, newer: CandidateVersion) -> Iterator[Finding]:
-    for reader, writer in ((newer, older), (older, newer)):
-        result = ReaderWriterCompatibilityChecker().get_compatibility(parse(reader.text), parse(writer.text))
-        if result.compatibility is not SchemaCompatibilityType.compatible:
-            # Two sets, so that nothing says which place belongs to which reason.
-            reasons, places = "; ".join(sorted(result.messages)), ", ".join(sorted(result.locations))
-            message = (
-                f"a reader of version {reader.version} cannot read version {writer.version}: {reasons} (at {places})"
-            )
-            yield _finding(newer, older, "incompatible", message)
 
 
 def _shared_fingerprints(versions: Sequence[CandidateVersion]) -> Iterator[Finding]:
@@ -120,107 +198,104 @@ def _shared_fingerprints(versions: Sequence[CandidateVersion]) -> Iterator[Findi
         seen[fingerprint] = candidate
 
 
-def _changes_of_meaning(older: Any, newer: Any, where: str = "") -> Iterator[str]:
-    if _full_name(older) != _full_name(newer):
-        yield f"the record was {_full_name(older)} and is {_full_name(newer)}"
-    before = {field["name"]: field for field in older["fields"]}
-    for field in newer["fields"]:
-        name, earlier = where + field["name"], before.get(field["name"])
+def _changes_of_meaning(older: Kind, newer: Kind, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield field and reason of what can be read, and says something else."""
+    before = {field.name: field for field in older.fields}
+    for field in newer.fields:
+        name, earlier = where + field.name, before.get(field.name)
         if earlier is None:
             continue
-        if "default" in earlier and "default" in field and earlier["default"] != field["default"]:
+        if earlier.default is not None and field.default is not None and earlier.default != field.default:
             # A reader puts it where the writer had no such field: the same record would mean two things.
-            yield f"field {name}: the default was {json.dumps(earlier['default'])} and is {json.dumps(field['default'])}"
-        yield from _type_changes(name, earlier["type"], field["type"])
+            yield name, f"the default was {earlier.default} and is {field.default}"
+        yield from _type_changes(name, earlier.kind.but_null(), field.kind.but_null())
 
 
-def _type_changes(where: str, older: Any, newer: Any) -> Iterator[str]:
-    old, new = _without_null(older), _without_null(newer)
-    if _may_be_null(older) != _may_be_null(newer):
-        yield f"field {where}: {'could' if _may_be_null(older) else 'could not'} be null, and that has changed"
-    if {_base(old), _base(new)} == {"string", "bytes"}:
+def _type_changes(where: str, older: Kind, newer: Kind) -> Iterator[tuple[str, str]]:
+    if {older.base, newer.base} == {"string", "bytes"}:
         # Avro reads either as the other, but bytes need not be UTF-8.
-        yield f"field {where}: was {_base(old)} and is {_base(new)}"
-    for attribute in MEANING:
-        before, after = _attribute(old, attribute), _attribute(new, attribute)
+        yield where, f"it was {older.base} and is {newer.base}"
+    for attribute, before, after in zip(MEANING, older.meaning, newer.meaning, strict=True):
         if before != after:
-            yield f"field {where}: {attribute} was {before} and is {after}"
-    if not isinstance(old, dict) or not isinstance(new, dict) or old.get("type") != new.get("type"):
-        return  # another type: Avro's own check has its say
-    match old["type"]:
-        case "record":
-            yield from _changes_of_meaning(old, new, f"{where}.")
-        case "array" | "map":
-            inner = "items" if old["type"] == "array" else "values"
-            yield from _type_changes(f"{where}[]", old[inner], new[inner])
-        case "enum" if new["symbols"][: len(old["symbols"])] != old["symbols"]:
-            yield f"field {where}: symbols were {old['symbols']} and are {new['symbols']}; new ones come last, none goes"
+            yield where, f"{attribute} was {before} and is {after}"
+    if older.base != newer.base or older.recursive or newer.recursive:
+        return  # another type: resolution has its say
+    if older.inner is not None and newer.inner is not None:
+        yield from _type_changes(f"{where}[]", older.inner.but_null(), newer.inner.but_null())
+    if older.symbols != newer.symbols and sorted(older.symbols) == sorted(newer.symbols):
+        yield where, f"the symbols were {', '.join(older.symbols)} and are {', '.join(newer.symbols)}"
+    if older.default_symbol != newer.default_symbol:
+        yield where, f"the default symbol was {older.default_symbol} and is {newer.default_symbol}"
+    yield from _changes_of_meaning(older, newer, f"{where}.")
 
 
-def _lint(schema: Any) -> Iterator[str]:
-    if schema.get("namespace") != NAMESPACE:
-        yield f"the namespace is {schema.get('namespace')}, not {NAMESPACE}"
-    yield from _lint_record(schema, "", ())
+def _lint(schema: Kind) -> Iterator[tuple[str | None, str]]:
+    """Yield field and message of what we do not release, whatever it is compared with."""
+    namespace = schema.name.rpartition(".")[0]
+    if namespace != NAMESPACE:
+        yield None, f"the namespace is {namespace or 'missing'}, not {NAMESPACE}"
+    yield from _lint_record(schema, "")
 
 
-def _lint_record(schema: Any, where: str, enclosing: tuple[str, ...]) -> Iterator[str]:
-    if not schema.get("doc"):
-        yield f"record {schema['name']} has no doc"
-    for field in schema["fields"]:
-        name, kind = where + field["name"], field["type"]
-        if not field.get("doc"):
-            yield f"field {name} has no doc"
-        if isinstance(kind, list) and (len(kind) != 2 or kind[0] != "null" or field.get("default", 0) is not None):
-            yield f'field {name}: what may be absent is ["null", T] with default null'
-        yield from _lint_type(name, _without_null(kind), (*enclosing, schema["name"]))
+def _lint_record(schema: Kind, where: str) -> Iterator[tuple[str | None, str]]:
+    if not schema.doc:
+        yield None, f"record {schema.name.rpartition('.')[2]} has no doc"
+    yield from _lint_aliases(None, f"record {schema.name}", schema.aliases)
+    for field in schema.fields:
+        name, kind = where + field.name, field.kind
+        if not field.doc:
+            yield name, f"field {name} has no doc"
+        yield from _lint_aliases(name, f"field {name}", field.aliases)
+        if kind.base == "union" and (
+            [branch.base for branch in kind.branches][:1] != ["null"]
+            or len(kind.branches) != 2
+            or field.default not in (None, "null")
+        ):
+            yield name, f'field {name}: what may be absent is ["null", T] with default null'
+        yield from _lint_type(name, kind.but_null())
 
 
-def _lint_type(where: str, kind: Any, enclosing: tuple[str, ...]) -> Iterator[str]:
-    base = _base(kind)
-    if base in ("float", "double"):
-        yield f"field {where}: money and measures are decimals, never {base}"
-    if _attribute(kind, "logicalType") in _OTHER_TIMES:
-        yield f"field {where}: times are timestamp-millis"
-    if base.rpartition(".")[2] in enclosing:
+def _lint_aliases(field: str | None, what: str, aliases: Sequence[str]) -> Iterator[tuple[str | None, str]]:
+    if aliases:
+        yield field, f"{what}: Apache's Python reader ignores an alias and others follow it, so that they would differ"
+
+
+def _lint_type(where: str, kind: Kind) -> Iterator[tuple[str | None, str]]:
+    if kind.base in ("float", "double"):
+        yield where, f"field {where}: money and measures are decimals, never {kind.base}"
+    yield from _lint_logical_type(where, kind)
+    if kind.recursive:
         # fastavro reads nested records by recursion: 10 KB with 10,000 levels ended the process.
-        yield f"field {where}: a record must not contain itself"
-    match kind:
-        case {"type": "record"}:
-            yield from _lint_record(kind, f"{where}.", enclosing)
-        case {"type": "array", "items": inner} | {"type": "map", "values": inner}:
-            yield from _lint_type(f"{where}[]", _without_null(inner), enclosing)
-        case {"type": "enum"} if "default" not in kind:
-            yield f"field {where}: an enum has a default, for readers that do not know a new symbol"
+        yield where, f"field {where}: a record must not contain itself"
+    elif kind.base == "record":
+        yield from _lint_record(kind, f"{where}.")
+    elif kind.inner is not None:
+        yield from _lint_type(f"{where}[]", kind.inner.but_null())
+    elif kind.base in ("enum", "fixed"):
+        yield from _lint_aliases(where, f"field {where}", kind.aliases)
+        if kind.base == "enum" and kind.default_symbol is None:
+            yield where, f"field {where}: an enum has a default, for readers that do not know a new symbol"
 
 
-def _without_null(kind: Any) -> Any:
-    branches = [branch for branch in kind if branch != "null"] if isinstance(kind, list) else [kind]
-    return branches[0] if len(branches) == 1 else branches
-
-
-def _may_be_null(kind: Any) -> bool:
-    return isinstance(kind, list) and "null" in kind
-
-
-def _base(kind: Any) -> str:
-    """Return the type without its attributes; "" for a union."""
-    base = kind.get("type") if isinstance(kind, dict) else kind
-    return base if isinstance(base, str) else ""
-
-
-def _attribute(kind: Any, attribute: str) -> Any:
-    return kind.get(attribute) if isinstance(kind, dict) else None
-
-
-def _full_name(schema: Any) -> str:
-    return f"{schema.get('namespace', '')}.{schema['name']}"
+def _lint_logical_type(where: str, kind: Kind) -> Iterator[tuple[str | None, str]]:
+    if kind.logical_type is None:
+        return
+    if kind.logical_type in _OTHER_TIMES:
+        yield where, f"field {where}: times are timestamp-millis"
+    elif kind.base not in _CARRIERS.get(kind.logical_type, ()):
+        yield where, f"field {where}: readers ignore the logical type {kind.logical_type} on {kind.base}"
+    elif kind.logical_type == "decimal" and (type(kind.precision) is not int or kind.precision == 0):
+        yield where, f"field {where}: readers ignore a decimal of precision {kind.precision}"
 
 
 def _finding(
     candidate: CandidateVersion,
     against: CandidateVersion | None,
-    kind: Literal["unreadable", "incompatible", "meaning", "fingerprint", "lint"],
+    kind: FindingKind,
     message: str,
+    *,
+    field: str | None = None,
+    reader: str | None = None,
 ) -> Finding:
     return Finding(
         record=candidate.record,
@@ -228,4 +303,6 @@ def _finding(
         against=None if against is None else against.version,
         kind=kind,
         message=message,
+        field=field,
+        reader=reader,
     )
