@@ -21,7 +21,7 @@ from kinguin_streams.ingress.decide import (
     decide,
 )
 from kinguin_streams.ingress.ledger import OTHER, Entry, Ledger
-from kinguin_streams.ingress.problems import Problem, serialize
+from kinguin_streams.ingress.problems import Problem, invalid_webhook_detail, serialize
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.events import DeadLetter, Event, StoreName
@@ -31,8 +31,12 @@ from kinguin_streams.schemas.topics import Topics
 log = structlog.get_logger()
 
 DEFAULT_STORE: Final = StoreName("default")
+PATHS: Final = ("/webhooks", "/webhooks/{store}")
+"""The first stands for the store named `default`."""
 FAULT_HEADER: Final = "Kinguin-Streams-Fault"
 METHODS: Final = ("GET", "HEAD", "POST")
+CHALLENGE: Final = "X-Event-Secret"
+"""What `WWW-Authenticate` says: which header is wrong or missing."""
 RETRY_AFTER_S: Final = 5
 STRIPPED_HEADERS_LOG_EVERY_S: Final = 60.0
 # What a dead letter keeps of the request. The secret is not among them, nor anything a proxy adds about the client.
@@ -83,7 +87,7 @@ class Webhooks:
                     entry.reason = reason
                     if reason == "headers_missing":
                         self.stripped_headers.seen()
-                    raise Problem(falcon.HTTP_401, "unauthorized", headers={"WWW-Authenticate": "X-Event-Secret"})
+                    raise Problem("unauthorized", headers={"WWW-Authenticate": CHALLENGE})
                 case Accepted(event):
                     entry.event = event.record_name
                     self._publish(entry, req, event)
@@ -106,7 +110,7 @@ class Webhooks:
     def _known_store(self, entry: Entry, store: str) -> StoreName:
         if StoreName(store) not in self.secrets.stores:
             entry.reason = "unknown_store"
-            raise Problem(falcon.HTTP_404, "unknown_store")
+            raise Problem("unknown_store")
         return StoreName(store)
 
     def _read_body(self, entry: Entry, req: falcon.Request) -> bytes:
@@ -120,7 +124,7 @@ class Webhooks:
             body = req.env["wsgi.input"].read(limit) if reads_to_end else b""
         if (req.content_length or 0) > MAX_BODY_BYTES or len(body) > MAX_BODY_BYTES:
             entry.reason = "body_too_large"
-            raise Problem(falcon.HTTP_413, "body_too_large")
+            raise Problem("body_too_large")
         self.ledger.body_read(len(body))
         return body
 
@@ -145,8 +149,7 @@ class Webhooks:
     def _answer_invalid(self, resp: falcon.Response, dead_letter: DeadLetter) -> None:
         headers = {FAULT_HEADER: dead_letter.reason}
         if self.on_invalid == "reject":
-            detail = f"Reason: {dead_letter.reason}."
-            raise Problem(falcon.HTTP_422, "invalid_webhook", detail=detail, headers=headers)
+            raise Problem("invalid_webhook", detail=invalid_webhook_detail(dead_letter.reason), headers=headers)
         # The sender asks for an empty body, and counts failures until it disables the endpoint: a payload that will
         # never be valid must not be one of them.
         resp.status = falcon.HTTP_202
@@ -158,7 +161,7 @@ class Webhooks:
 
 
 def _unavailable() -> Problem:
-    return Problem(falcon.HTTP_503, "unavailable", headers={"Retry-After": str(RETRY_AFTER_S)})
+    return Problem("unavailable", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 class StrippedHeaders:
@@ -209,7 +212,7 @@ class _Unrouted:
     def __call__(self, req: falcon.Request, resp: falcon.Response, **_: str) -> None:
         with self._ledger.request() as entry:
             entry.reason = "unknown_path"
-            raise Problem(falcon.HTTP_404, "not_found")
+            raise Problem("not_found")
 
 
 def _delivery(req: falcon.Request, store: StoreName, body: bytes, received_at_ms: int) -> Delivery:
@@ -236,12 +239,12 @@ def make_app(webhooks: Webhooks) -> falcon.App:  # type: ignore[type-arg]
     app.req_options.strip_url_path_trailing_slash = True
     app.set_error_serializer(serialize)
     app.add_error_handler(Exception, _internal_error)
-    app.add_route("/webhooks", webhooks)
-    app.add_route("/webhooks/{store}", webhooks)
+    for path in PATHS:
+        app.add_route(path, webhooks)
     app.add_sink(_Unrouted(webhooks.ledger), "/")
     return app
 
 
 def _internal_error(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, object]) -> None:
     log.error("internal_error", exc_info=error)
-    raise Problem(falcon.HTTP_500, "internal_error") from error
+    raise Problem("internal_error") from error

@@ -20,7 +20,7 @@ def first_column(section: str) -> set[str]:
 
 
 def test_every_problem_type_is_documented() -> None:
-    assert first_column("Problems") == {problems.TYPE_PREFIX + code for code in problems.TITLES}
+    assert first_column("Problems") == {problems.TYPE_PREFIX + code for code in problems.KINDS}
 
 
 def test_every_reason_of_a_dead_letter_is_documented() -> None:
