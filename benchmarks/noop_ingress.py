@@ -9,7 +9,7 @@ import sys
 import falcon
 import waitress
 
-from kinguin_streams.ingress.server import BACKSTOP_BODY_BYTES, MAX_HEADER_BYTES
+from kinguin_streams.ingress.listening import BACKSTOP_BODY_BYTES, MAX_HEADER_BYTES
 from kinguin_streams.ingress.settings import IngressSettings
 
 

@@ -1,9 +1,18 @@
-"""The admin port: /livez, /readyz, /metrics, served by a thread of its own so that no webhook can delay them."""
+"""The admin port: /livez, /readyz, /metrics, /openapi.json, served by a thread of its own so that no webhook can delay them."""
+
+from collections.abc import Mapping
+from typing import Any, Final
 
 import falcon
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from kinguin_streams.ingress.readiness import Readiness
+
+LIVEZ: Final = "/livez"
+READYZ: Final = "/readyz"
+METRICS: Final = "/metrics"
+OPENAPI: Final = "/openapi.json"
 
 
 class _Livez:
@@ -37,11 +46,21 @@ class _Metrics:
         resp.content_type = CONTENT_TYPE_LATEST
 
 
-def make_admin_app(readiness: Readiness, registry: CollectorRegistry) -> falcon.App:  # type: ignore[type-arg]
-    """Return the WSGI application of the admin port."""
+class _OpenApi:
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._text = msgspec.json.encode(document)
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        resp.data = self._text
+        resp.content_type = falcon.MEDIA_JSON
+
+
+def make_admin_app(readiness: Readiness, registry: CollectorRegistry, document: Mapping[str, Any]) -> falcon.App:  # type: ignore[type-arg]
+    """Return the WSGI application of the admin port. document: the OpenAPI document of this process."""
     app = falcon.App()
     app.req_options.keep_blank_qs_values = True  # so that a bare ?verbose counts
-    app.add_route("/livez", _Livez())
-    app.add_route("/readyz", _Readyz(readiness))
-    app.add_route("/metrics", _Metrics(registry))
+    app.add_route(LIVEZ, _Livez())
+    app.add_route(READYZ, _Readyz(readiness))
+    app.add_route(METRICS, _Metrics(registry))
+    app.add_route(OPENAPI, _OpenApi(document))
     return app

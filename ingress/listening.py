@@ -1,4 +1,4 @@
-"""Where the ingress listens: a socket, or a sentence that says why there can be none."""
+"""Where the ingress listens: a socket, or a sentence that says why there can be none. And what it never lets in."""
 
 import errno
 import socket
@@ -7,6 +7,9 @@ from typing import Final
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 BACKLOG: Final = 1024
+# waitress answers text/plain at its own limit, before our code; ours, at 65,536 bytes, comes first and says more.
+BACKSTOP_BODY_BYTES: Final = 131_072
+MAX_HEADER_BYTES: Final = 16_384
 
 
 def listen(host: str, port: int, setting: str) -> socket.socket:

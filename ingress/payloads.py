@@ -44,8 +44,27 @@ _NO_NUL: Final = r"^[^\u0000]*$"
 # What JSON calls a number. Decimal() would also take "1_000", " 1 " and the digits of every other script.
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
+# The same rules as JSON Schema can say them, for the OpenAPI document; nothing here validates by them.
+_UPDATED_AT_SCHEMA: Final = {
+    "pattern": "^(?!0000)"
+    "(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    "|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+    "T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|UTC|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$",
+}
+_PRICE_SCHEMA: Final = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": -(10**12), "exclusiveMaximum": 10**12},
+        # Without the few that rounding to six places would take to the bound, and without exponents, which are taken too.
+        {"type": "string", "pattern": "^-?(?!9{12}\\.9{6}[5-9])(?:0|[1-9][0-9]{0,11})(?:\\.[0-9]+)?$"},
+        {"type": "null"},
+    ]
+}
+
 Long = Annotated[int, Meta(ge=_LONG_MIN, le=_LONG_MAX)]
 Text = Annotated[str, Meta(pattern=_NO_NUL)]  # PostgreSQL's text cannot hold U+0000
+UpdatedAt = Annotated[str, Meta(extra_json_schema=_UPDATED_AT_SCHEMA)]
+Price = Annotated[msgspec.Raw, Meta(extra_json_schema=_PRICE_SCHEMA)]
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES, pattern=_NO_NUL)]
 
 
@@ -61,32 +80,32 @@ class InvalidWebhook(Exception):
         self.detail = detail
 
 
-class _ProductUpdatePayload(msgspec.Struct, frozen=True, rename="camel"):
+class ProductUpdatePayload(msgspec.Struct, frozen=True, rename="camel"):
     kinguin_id: Annotated[int, Meta(ge=0, le=_LONG_MAX)]
     product_id: Id
-    updated_at: str
+    updated_at: UpdatedAt
     qty: Long | None = None
     text_qty: Long | None = None
-    price: msgspec.Raw = msgspec.Raw(b"null")
+    price: Price = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))  # a schema cannot show a Raw default
     cheapest_offer_id: tuple[Text, ...] | None = None
 
 
-class _OrderStatusPayload(msgspec.Struct, frozen=True, rename="camel"):
+class OrderStatusPayload(msgspec.Struct, frozen=True, rename="camel"):
     order_id: Id
     status: Id
-    updated_at: str
+    updated_at: UpdatedAt
     order_external_id: Text | None = None
 
 
-class _OrderCompletePayload(msgspec.Struct, frozen=True, rename="camel"):
+class OrderCompletePayload(msgspec.Struct, frozen=True, rename="camel"):
     order_id: Id
-    updated_at: str
+    updated_at: UpdatedAt
     order_external_id: Text | None = None
 
 
-_product_update = msgspec.json.Decoder(_ProductUpdatePayload)
-_order_status = msgspec.json.Decoder(_OrderStatusPayload)
-_order_complete = msgspec.json.Decoder(_OrderCompletePayload)
+_product_update = msgspec.json.Decoder(ProductUpdatePayload)
+_order_status = msgspec.json.Decoder(OrderStatusPayload)
+_order_complete = msgspec.json.Decoder(OrderCompletePayload)
 
 
 def read_event(store: StoreName, event: EventName, body: bytes, received_at_ms: int) -> Event:

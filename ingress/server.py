@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import FrameType
 from typing import Any, Final
 
@@ -18,7 +19,8 @@ from kinguin_streams.cluster.publisher import KafkaPublisher
 from kinguin_streams.ingress.admin import make_admin_app
 from kinguin_streams.ingress.app import StrippedHeaders, Webhooks, make_app
 from kinguin_streams.ingress.ledger import Ledger
-from kinguin_streams.ingress.listening import BACKLOG, listen
+from kinguin_streams.ingress.listening import BACKLOG, BACKSTOP_BODY_BYTES, MAX_HEADER_BYTES, listen
+from kinguin_streams.ingress.openapi import document
 from kinguin_streams.ingress.readiness import Readiness
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.settings import IngressSettings
@@ -27,9 +29,6 @@ from kinguin_streams.schemas.topics import Topics
 
 log = structlog.get_logger()
 
-# waitress answers text/plain at its own limit, before our code; ours, at 65,536 bytes, comes first and says more.
-BACKSTOP_BODY_BYTES: Final = 131_072
-MAX_HEADER_BYTES: Final = 16_384
 LOOP_TURN_S: Final = 0.25
 # A client that has just connected, or was just answered on a connection that stays open, may be sending its request now.
 LINGER_S: Final = 0.5
@@ -78,8 +77,11 @@ class Server:
             ident=None,
             clear_untrusted_proxy_headers=True,
         )
+        described = document(
+            version=version("kinguin-streams"), port=self.settings.port, admin_port=self.settings.admin_port
+        )
         self._admin = create_server(
-            make_admin_app(self._readiness, self.ledger.registry),
+            make_admin_app(self._readiness, self.ledger.registry, described),
             sockets=[listen(self.settings.host, self.settings.admin_port, "KINGUIN_INGRESS__ADMIN_PORT")],
             threads=2,
             asyncore_use_poll=True,
