@@ -1,8 +1,9 @@
 """Whether schema versions may live in one topic: FULL_TRANSITIVE by Apache Avro's own rules, and a lint for what those miss.
 
 Apache Avro's check calls timestamp-millis to timestamp-micros and decimal scale 2 to 3 compatible, which are errors of
-meaning by factors of 1000 and 10; it compares names without their namespace; and it counts on aliases and on the default
-of an enum, which Apache's own Python reader does not use. tests/schemas/compatibility_pairs holds a pair for each.
+meaning by factors of 1000 and 10; it compares names without their namespace; and it counts on aliases, on the default of
+an enum and on bytes read as a string, none of which Apache's own Python reader does. There is a pair of schemas, with its
+witness, for each in tests/schemas/test_compatibility_pairs.py.
 """
 
 import warnings
@@ -147,12 +148,17 @@ def faults_between(older: Side, newer: Side) -> Iterator[Fault]:
                 reader=reader.name,
                 message=f"{where}: a reader of {reader.name} cannot read what {writer.name} writes: {obstacle.reason}",
             )
-    for field, reason in _changes_of_meaning(tree_of(older.text), tree_of(newer.text)):
+    for change in _changes_of_meaning(tree_of(older.text), tree_of(newer.text)):
+        effect = (
+            f"readers of {older.name} and {newer.name} would put in different values"
+            if change.of_a_default
+            else f"a reader of {older.name} misreads what {newer.name} writes"
+        )
         yield Fault(
             kind="meaning",
-            field=field,
+            field=change.field,
             reader=older.name,
-            message=f"field {field}: a reader of {older.name} misreads what {newer.name} writes: {reason}",
+            message=f"field {change.field}: {effect}: {change.what} was {change.before} and is {change.after}",
         )
 
 
@@ -198,8 +204,18 @@ def _shared_fingerprints(versions: Sequence[CandidateVersion]) -> Iterator[Findi
         seen[fingerprint] = candidate
 
 
-def _changes_of_meaning(older: Kind, newer: Kind, where: str = "") -> Iterator[tuple[str, str]]:
-    """Yield field and reason of what can be read, and says something else."""
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What can be read, and says something else."""
+
+    field: str
+    what: str
+    before: str
+    after: str
+    of_a_default: bool = False
+
+
+def _changes_of_meaning(older: Kind, newer: Kind, where: str = "") -> Iterator[_Change]:
     before = {field.name: field for field in older.fields}
     for field in newer.fields:
         name, earlier = where + field.name, before.get(field.name)
@@ -207,26 +223,28 @@ def _changes_of_meaning(older: Kind, newer: Kind, where: str = "") -> Iterator[t
             continue
         if earlier.default is not None and field.default is not None and earlier.default != field.default:
             # A reader puts it where the writer had no such field: the same record would mean two things.
-            yield name, f"the default was {earlier.default} and is {field.default}"
+            yield _Change(name, "the default", earlier.default, field.default, of_a_default=True)
         yield from _type_changes(name, earlier.kind.but_null(), field.kind.but_null())
 
 
-def _type_changes(where: str, older: Kind, newer: Kind) -> Iterator[tuple[str, str]]:
-    if {older.base, newer.base} == {"string", "bytes"}:
-        # Avro reads either as the other, but bytes need not be UTF-8.
-        yield where, f"it was {older.base} and is {newer.base}"
+def _type_changes(where: str, older: Kind, newer: Kind) -> Iterator[_Change]:
     for attribute, before, after in zip(MEANING, older.meaning, newer.meaning, strict=True):
         if before != after:
-            yield where, f"{attribute} was {before} and is {after}"
+            yield _Change(where, attribute, _or_none(before), _or_none(after))
     if older.base != newer.base or older.recursive or newer.recursive:
         return  # another type: resolution has its say
     if older.inner is not None and newer.inner is not None:
         yield from _type_changes(f"{where}[]", older.inner.but_null(), newer.inner.but_null())
     if older.symbols != newer.symbols and sorted(older.symbols) == sorted(newer.symbols):
-        yield where, f"the symbols were {', '.join(older.symbols)} and are {', '.join(newer.symbols)}"
+        yield _Change(where, "the order of symbols", ", ".join(older.symbols), ", ".join(newer.symbols))
     if older.default_symbol != newer.default_symbol:
-        yield where, f"the default symbol was {older.default_symbol} and is {newer.default_symbol}"
+        symbols = _or_none(older.default_symbol), _or_none(newer.default_symbol)
+        yield _Change(where, "the default symbol", *symbols, of_a_default=True)
     yield from _changes_of_meaning(older, newer, f"{where}.")
+
+
+def _or_none(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _lint(schema: Kind) -> Iterator[tuple[str | None, str]]:
