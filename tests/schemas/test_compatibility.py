@@ -146,6 +146,19 @@ def test_a_good_history_has_no_findings(changes: list[Change]) -> None:
             "field remark: Apache's Python reader ignores an alias",
             id="a nullable field renamed with an alias",
         ),
+        pytest.param(
+            add("digest", "bytes", default=""),
+            "lint",
+            'field digest: readers make different values of the default ""',
+            id="bytes with a default: fastavro hands out a text",
+        ),
+        pytest.param(add("paidAt", TIME, default=0), "lint", "of the default 0; use null", id="a time with a default"),
+        pytest.param(
+            add("times", {"type": "array", "items": TIME}, default=[0]),
+            "lint",
+            "of the default [0]",
+            id="times likewise",
+        ),
         pytest.param(top(aliases=["Buy"]), "lint", "record kinguin.v1.Purchase: Apache's", id="an alias of the record"),
         pytest.param(
             add("day", ["null", {"type": "string", "logicalType": "date"}], default=None),
