@@ -139,8 +139,10 @@ def _rewrite(draw: st.DrawFn, schema: Schema) -> None:
 
 
 def _records(schema: Schema) -> list[Schema]:
-    lines = [field["type"]["items"] for field in schema["fields"] if field["name"] == "lines"]
-    return [schema, *(record for record in lines if isinstance(record, dict) and "fields" in record)]
+    """The record itself, and those that its lists hold."""
+    kinds = [kind for field in schema["fields"] for kind in (field["type"], *field["type"])]
+    lists = [kind["items"] for kind in kinds if isinstance(kind, dict) and kind.get("type") == "array"]
+    return [schema, *(record for record in lists if isinstance(record, dict) and "fields" in record)]
 
 
 GENTLE = [_add, _add, _add, _remove, _reorder]
