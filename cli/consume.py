@@ -68,7 +68,7 @@ def _consume(projection: "Projection", state_url: str | None) -> None:
             settings=settings.consumer,
             store=store,
             decoder=wiring.decoder(settings),
-            encoder=wiring.encoder(settings),
+            encoder=wiring.dead_letter_encoder(settings),
             publisher=publisher,
         )
         interrupted = False

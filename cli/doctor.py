@@ -24,7 +24,7 @@ class Diagnosis:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Look at settings, Kafka, topics, ingress and state, and say what is wrong and what to do. Exit 1 if anything fails.
+    """Look at settings, ingress, registry, Kafka, topics and state, and say what is wrong and what to do. Exit 1 if anything fails.
 
     The ingress's books must balance: received = in flight + acked + dead-lettered + refused + pings. What does not run is
     a warning, since this machine may run only some of the parts.
@@ -47,7 +47,41 @@ def doctor(as_json: Json = False) -> None:
 def _look(settings: "Settings") -> Iterator[Diagnosis]:
     yield Diagnosis("settings", "ok", "usable; `config show` lists them")
     yield from _ingress(settings)
+    yield from _registry(settings)
     yield from _kafka(settings)
+
+
+def _registry(settings: "Settings") -> Iterator[Diagnosis]:
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.registry_steps import Registration, contradicted_ids
+    from kinguin_streams.schemas.versions import shipped
+    from kinguin_streams.telemetry.operator_error import OperatorError
+
+    if settings.registry.url is None:
+        return
+    topics = wiring.topics(settings)
+    try:
+        registration = Registration(settings.registry, topics)
+        plan = registration.plan()
+        contradicted = contradicted_ids(settings.registry, topics)
+    except OperatorError as error:
+        # Known ids go on without it, so that a consumer's health check must not fail as long as it is away.
+        state: State = "warn" if error.code == "registry_away" else "fail"
+        yield Diagnosis("registry", state, str(error))
+        return
+    yield Diagnosis("registry", "ok", f"{registration.shown_url}, {len(plan.versions)} versions asked for")
+    for reason in contradicted:
+        yield Diagnosis("registry ids", "fail", reason)
+    for step in plan.versions:
+        if step.action == "register":
+            newest = shipped().newest(step.schema.record).version
+            written = step.schema.version == settings.schemas.write.get(step.schema.record, newest)
+            detail = f"{step.schema.record} version {step.schema.version} is not registered; run `schemas register`"
+            yield Diagnosis(f"subject {step.subject}", "fail" if written else "warn", detail)
+    for level in plan.levels:
+        if level.action == "set":
+            detail = f"compatibility level {level.before or 'of the registry'}; `schemas register` sets FULL_TRANSITIVE"
+            yield Diagnosis(f"subject {level.subject}", "warn", detail)
 
 
 def _kafka(settings: "Settings") -> Iterator[Diagnosis]:

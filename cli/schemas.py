@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kinguin_streams.cli import schemas_register
 from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
     from kinguin_streams.schemas.compatibility import CandidateVersion
 
 app = typer.Typer(no_args_is_help=True, help="List the Avro schemas, and check every version against all earlier ones.")
+app.command("register")(schemas_register.register)
 
 
 @app.command("list")

@@ -147,8 +147,12 @@ def load(**overrides: Mapping[str, Any]) -> Settings:
         faults += [f"{_variable(fault['loc'])}: {_message(fault)}" for fault in error.errors(include_input=False)]
     if faults:
         raise ConfigurationError(tuple(faults))
+    # One folder holds everything that this machine keeps: moving it moves the rest along.
+    if settings.registry.cache_file is None:
+        cache_file = settings.local.data_dir / "registry-ids.json"
+        registry = settings.registry.model_copy(update={"cache_file": cache_file})
+        settings = settings.model_copy(update={"registry": registry})
     if "url" not in settings.state.model_fields_set:
-        # One folder holds everything that this machine keeps: moving it moves the state along.
         url = f"sqlite:///{settings.local.data_dir / 'state.db'}"
         settings = settings.model_copy(update={"state": settings.state.model_copy(update={"url": url})})
     return settings
@@ -185,8 +189,21 @@ def _file_variables(environment: Mapping[str, str]) -> list[str]:
     return [
         name
         for name in environment
-        if name.startswith(PREFIX) and name.endswith("_FILE") and not _NOT_SETTINGS.fullmatch(name)
+        if name.startswith(PREFIX)
+        and name.endswith("_FILE")
+        and not _NOT_SETTINGS.fullmatch(name)
+        and name.upper() not in _settings_that_are_files()
     ]
+
+
+def _settings_that_are_files() -> set[str]:
+    """Return the variables that end in _FILE by their own name, as KINGUIN_REGISTRY__CA_FILE: they hold a path."""
+    return {
+        f"{PREFIX}{room}__{key}".upper()
+        for room, field in Settings.model_fields.items()
+        for key in getattr(field.annotation, "model_fields", ())
+        if key.endswith("_file")
+    }
 
 
 def _bad_files(environment: Mapping[str, str]) -> list[str]:

@@ -1,8 +1,9 @@
 """Settings to parts: where the rooms are put together."""
 
+from functools import cache
 from typing import TYPE_CHECKING
 
-from kinguin_streams.cluster.settings import KafkaSettings
+from kinguin_streams.cluster.settings import KafkaSettings, RegistrySettings
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.schemas.topics import topics as declared_topics
 
@@ -33,18 +34,32 @@ def topics(settings: "Settings") -> Topics:
 
 
 def _schema_ids(settings: "Settings") -> "SchemaIds | None":
-    if settings.registry.url is None:
-        return None
+    return None if settings.registry.url is None else _registry_ids(settings.registry, topics(settings))
+
+
+@cache
+def _registry_ids(registry: RegistrySettings, topics: Topics) -> "SchemaIds":
+    """Return one for the process: who reads and who writes share what the registry has told."""
     from kinguin_streams.cluster.registry import RegistryIds
 
-    return RegistryIds(settings.registry, topics(settings))
+    return RegistryIds(registry, topics)
 
 
 def encoder(settings: "Settings") -> "Encoder":
-    """Return the encoder: the Confluent wire format if there is a registry, else single-object encoding."""
+    """Return the encoder: the Confluent wire format if there is a registry, else single-object encoding.
+
+    Raises OperatorError as cluster.registry.RegistryIds.id_of does: who writes events starts with ids or not at all.
+    """
     from kinguin_streams.schemas.codec import Encoder
 
     return Encoder(settings.schemas.write, _schema_ids(settings))
+
+
+def dead_letter_encoder(settings: "Settings") -> "Encoder":
+    """Return an encoder for a consumer, which has much to read before it writes: it starts without a registry too."""
+    from kinguin_streams.cluster.registry_encoder import EncoderOnDemand
+
+    return EncoderOnDemand(lambda: encoder(settings))
 
 
 def decoder(settings: "Settings") -> "Decoder":

@@ -1,92 +1,358 @@
-"""Schema ids from a registry with Confluent's API."""
+"""Schema ids from a registry with Confluent's API, and what becomes of them while it is away.
 
-import re
+What an id means never changes, so what is known is used at once: from memory, or from a file of ids that was written when
+the registry could be asked. The registry is asked about an unknown id, at most once an interval, and about a known one now
+and then, for one thing only: to notice that it was rebuilt and gives our ids to other schemas.
+"""
+
+import threading
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
+import structlog
+
+from kinguin_streams.cluster.registry_cache import IdFile
+from kinguin_streams.cluster.registry_client import NotInRegistry, RegistryAway, RegistryClient, RegistryRefused
+from kinguin_streams.cluster.registry_match import NotOurs, identify
+from kinguin_streams.cluster.registry_plan import subject_of
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.schemas.codec import UnknownSchema
 from kinguin_streams.schemas.topics import Topics
-from kinguin_streams.schemas.versions import SchemaVersion, fingerprint_of, shipped
+from kinguin_streams.schemas.versions import RECORD_NAMES, SchemaVersion, shipped
 from kinguin_streams.telemetry.operator_error import OperatorError
 
+log = structlog.get_logger()
+
 ASK_AGAIN_AFTER_S = 5.0
-# The client's default is to wait for ever, in the one thread that consumes.
-REQUEST_TIMEOUT_S = 5.0
+ASK_AGAIN_AT_MOST_S = 60.0
+VERIFY_EVERY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A shipped version behind an id.
+
+    source: who says so. "file": the file of ids alone; "registry": it has told this process; "lost": it told once, and has
+    told this process that it has no such id any more. ask_again_s: when it is to be asked next, by the monotonic clock; 0
+    if this process has not asked yet.
+    """
+
+    schema: SchemaVersion
+    source: Literal["file", "registry", "lost"]
+    ask_again_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """Why something is not asked before an instant of the monotonic clock."""
+
+    until_s: float
+    delay_s: float
+    reason: str
 
 
 class RegistryIds:
-    """Ids of our schemas under `<topic>-value`; an implementation of schemas.codec.SchemaIds."""
+    """Ids of our schemas under `<topic>-value`; an implementation of schemas.codec.SchemaIds. Safe to call from any thread.
 
-    def __init__(self, settings: RegistrySettings, topics: Topics) -> None:
-        """settings: with a url; `mock://name` is an in-memory registry of this process.
+    `contradiction` is what was found out in the background and stops whoever asks next: an id that means another schema now.
+    """
 
-        Raises OperatorError("registry_extra_missing") where the extra `registry` is not installed.
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        topics: Topics,
+        *,
+        ask_again_s: float = ASK_AGAIN_AFTER_S,
+        ask_again_max_s: float = ASK_AGAIN_AT_MOST_S,
+        verify_every_s: float = VERIFY_EVERY_S,
+    ) -> None:
+        """settings: with a url. ask_again_s: first interval after an answer that is none; it doubles up to the greatest.
+
+        Raises OperatorError("registry_extra_missing") as RegistryClient does.
         """
-        try:
-            from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-        except ImportError as missing:
-            raise OperatorError(
-                "registry_extra_missing",
-                f"KINGUIN_REGISTRY__URL is set, and the registry client cannot be imported: {missing}.",
-                "Install kinguin-streams[registry], or unset it to write single-object encoding.",
-            ) from missing
-        config: dict[str, Any] = {
-            "url": settings.url,
-            "timeout": REQUEST_TIMEOUT_S,
-            "max.retries": 1,
-            "retries.wait.ms": 200,
-        }
-        if settings.username is not None and settings.password is not None:
-            config["basic.auth.user.info"] = f"{settings.username}:{settings.password.get_secret_value()}"
-        self._client = SchemaRegistryClient.new_client(config)
-        self._schema_type = Schema
-        # Without a user and password in it: it stands in messages.
-        self._shown = _without_credentials(settings.url or "")
+        self._client = RegistryClient(settings)
         self._topics = topics
-        self._known: dict[int, SchemaVersion] = {}
-        self._unknown_until: dict[int, float] = {}
+        self._timeout_s = settings.timeout_s
+        self._auto_register = settings.auto_register
+        self._ask_again_s = ask_again_s
+        self._ask_again_max_s = ask_again_max_s
+        self._verify_every_s = verify_every_s
+        self._file = IdFile(settings.cache_file, self._client.shown_url)
+        self._lock = threading.Lock()
+        self._known: dict[int, _Known] = {}
+        self._questions: dict[int, threading.Event] = {}
+        self._unknown: dict[int, _Wait] = {}
+        self._away: _Wait | None = None
+        self.contradiction: OperatorError | None = None
+        self._load()
 
-    def id_of(self, schema: SchemaVersion) -> int:
-        """Return the id of a shipped version, registering it if the registry does not have it yet.
-
-        Raises OperatorError("registry_refused") if the registry does not answer or refuses the schema.
-        """
-        subject = f"{self._topics.name(schema.record)}-value"
-        try:
-            schema_id = int(self._client.register_schema(subject, self._schema_type(schema.text, "AVRO")))
-        except Exception as error:  # its own, its HTTP library's, and what a strange answer makes of either
-            raise OperatorError(
-                "registry_refused",
-                f"The registry at {self._shown} did not take {schema.record} version {schema.version}: "
-                f"{_without_credentials(str(error))}",
-                "Check KINGUIN_REGISTRY__URL and its credentials, and the subject's compatibility level.",
-            ) from error
-        self._known[schema_id] = schema
-        return schema_id
+    # Reading
 
     def schema_of(self, schema_id: int) -> SchemaVersion:
-        """Return the shipped version behind an id. Asks the registry at most once an id and interval.
+        """Return the shipped version behind an id. Waits for the registry one timeout at most, and only if it has to.
 
         Raises UnknownSchema if the id is none of ours, or the registry cannot be asked now: the caller waits either way.
+        Raises OperatorError("registry_contradicts") if the registry gives a known id to another schema.
         """
-        if (known := self._known.get(schema_id)) is not None:
-            return known
-        if time.monotonic() < self._unknown_until.get(schema_id, 0.0):
-            raise UnknownSchema(f"schema id {schema_id} was unknown a moment ago")
-        self._unknown_until[schema_id] = time.monotonic() + ASK_AGAIN_AFTER_S
+        known = self._known.get(schema_id)
+        if known is not None and time.monotonic() < known.ask_again_s:
+            return known.schema
+        return self._look_up(schema_id)
+
+    def _look_up(self, schema_id: int) -> SchemaVersion:
+        with self._lock:
+            if self.contradiction is not None:
+                raise self.contradiction
+            known = self._known.get(schema_id)
+            question = self._question(schema_id)
+        # Only the first question about an id is worth waiting for: later ones find out what nobody needs at once.
+        if question is not None and (known is None or known.ask_again_s == 0) and not question.wait(self._timeout_s):
+            with self._lock:
+                self._is_away(f"the registry at {self._client.shown_url} gives no answer in {self._timeout_s:g} s")
+        with self._lock:
+            if self.contradiction is not None:
+                raise self.contradiction
+            known = self._known.get(schema_id)
+            if known is not None:
+                return known.schema
+            wait = self._unknown.get(schema_id) or self._away
+            raise UnknownSchema(f"schema id {schema_id}: {wait.reason if wait else 'no answer'}")
+
+    def _question(self, schema_id: int) -> threading.Event | None:
+        """Return the question about this id that is under way, or None if it is not the time for one. Lock held.
+
+        Asked in a thread of its own: a registry that sends a byte now and then passes every timeout of an HTTP client.
+        """
+        now_s = time.monotonic()
+        for wait in (self._away, self._unknown.get(schema_id)):
+            if wait is not None and now_s < wait.until_s:
+                return None
+        answered = self._questions.get(schema_id)
+        if answered is None:
+            answered = self._questions[schema_id] = threading.Event()
+            threading.Thread(
+                target=self._ask, args=(schema_id, answered), name=f"registry-id-{schema_id}", daemon=True
+            ).start()
+        return answered
+
+    def _ask(self, schema_id: int, answered: threading.Event) -> None:
         try:
-            schema = shipped().by_fingerprint(fingerprint_of(self._client.get_schema(schema_id).schema_str or ""))
-        except Exception as error:  # as above; and the id may be that of a Protobuf schema
-            raise UnknownSchema(
-                f"the registry gives no Avro schema for id {schema_id}: {_without_credentials(str(error))}"
-            ) from error
-        if schema is None:
-            raise UnknownSchema(f"schema id {schema_id} is none of the shipped schemas")
-        self._known[schema_id] = schema
-        return schema
+            text = self._client.schema_text(schema_id)
+        except RegistryAway as away:
+            with self._lock:
+                self._is_away(str(away))
+        except NotInRegistry:
+            with self._lock:
+                self._is_back()
+                self._is_missing(schema_id)
+        else:
+            with self._lock:
+                self._is_back()
+                self._means(schema_id, text)
+        finally:
+            with self._lock:
+                del self._questions[schema_id]
+            answered.set()
+
+    # What an answer changes; the lock is held in all of these
+
+    def _means(self, schema_id: int, text: str) -> None:
+        known = self._known.get(schema_id)
+        try:
+            schema = identify(text, shipped())
+        except NotOurs as reason:
+            if known is not None:
+                self._contradicts(schema_id, known.schema, str(reason))
+            else:
+                self._waits(schema_id, str(reason))
+        else:
+            self._learn(schema_id, schema)
+
+    def _learn(self, schema_id: int, schema: SchemaVersion) -> None:
+        known = self._known.get(schema_id)
+        if known is not None and known.schema is not schema:
+            self._contradicts(schema_id, known.schema, f"{schema.record} version {schema.version}")
+            return
+        self._known[schema_id] = _Known(schema, "registry", time.monotonic() + self._verify_every_s)
+        self._unknown.pop(schema_id, None)
+        self._file.add(self._subject(schema), schema_id, schema.fingerprint.hex())
+
+    def _is_missing(self, schema_id: int) -> None:
+        known = self._known.get(schema_id)
+        if known is None:
+            self._waits(schema_id, f"the registry at {self._client.shown_url} does not have it")
+            return
+        # Nobody else claims the id, so what it meant is all it can mean.
+        self._known[schema_id] = _Known(known.schema, "lost", time.monotonic() + self._verify_every_s)
+        log.error(
+            "registry_lost_id",
+            schema_id=schema_id,
+            record=known.schema.record,
+            version=known.schema.version,
+            hint="other readers cannot read these records: was the registry rebuilt, or the schema deleted for good?",
+        )
+
+    def _waits(self, schema_id: int, reason: str) -> None:
+        self._unknown[schema_id] = self._longer(self._unknown.get(schema_id), reason)
+
+    def _is_away(self, reason: str) -> None:
+        now_s = time.monotonic()
+        if self._away is not None and now_s < self._away.until_s:
+            return  # several asked at once, and all of them were told
+        self._away = self._longer(self._away, reason)
+        log.warning("registry_away", reason=reason, asked_again_in_s=self._away.delay_s)
+        for schema_id, known in self._known.items():
+            if known.source == "file":
+                self._known[schema_id] = _Known(known.schema, "file", self._away.until_s)
+
+    def _is_back(self) -> None:
+        self._away = None
+
+    def _longer(self, before: _Wait | None, reason: str) -> _Wait:
+        delay_s = self._ask_again_s if before is None else min(before.delay_s * 2, self._ask_again_max_s)
+        return _Wait(time.monotonic() + delay_s, delay_s, reason)
+
+    def _contradicts(self, schema_id: int, schema: SchemaVersion, now_means: str) -> None:
+        self.contradiction = OperatorError(
+            "registry_contradicts",
+            f"Schema id {schema_id} was {schema.record} version {schema.version}, and the registry at "
+            f"{self._client.shown_url} now says that it is {now_means}.",
+            "Was the registry rebuilt with other ids? Records in the topics still carry the old ones: restore it with "
+            f"its ids. If no topic holds such records, delete {self._file.path} and start again.",
+        )
+        log.error("registry_contradicts", schema_id=schema_id, reason=self.contradiction.what)
+
+    def verify_all(self) -> tuple[str, ...]:
+        """Ask about every id that the file knows; return what is wrong with them. Stops at a contradiction."""
+        found: list[str] = []
+        for schema_id, known in list(self._known.items()):
+            try:
+                self._look_up(schema_id)
+            except OperatorError as error:
+                return (*found, f"{error.what} {error.hint}")
+            if self._known[schema_id].source == "lost":
+                found.append(
+                    f"id {schema_id} of {known.schema.record} version {known.schema.version} is no longer in the registry: "
+                    "other readers cannot read such records"
+                )
+        return tuple(found)
+
+    # Writing
+
+    def id_of(self, schema: SchemaVersion) -> int:
+        """Return the id of a shipped version under its topic's subject; registers it only if the settings say so.
+
+        While the registry is away: one that the file of ids knows, to be verified in the background.
+        Raises OperatorError: registry_away (and nothing known), schema_not_registered, registry_refused,
+        registry_contradicts.
+        """
+        subject = self._subject(schema)
+        try:
+            if self._away is not None and time.monotonic() < self._away.until_s:
+                raise RegistryAway(self._away.reason)  # a start asks for several ids, and waits for the first one only
+            schema_id = self._registered_id(subject, schema)
+        except RegistryAway as away:
+            with self._lock:
+                self._is_away(str(away))
+                ids = [schema_id for schema_id, known in self._known.items() if known.schema is schema]
+            if not ids:
+                raise _away_and_unknown(schema, away) from away
+            log.warning("registry_away_id_from_file", record=schema.record, version=schema.version, schema_id=max(ids))
+            self._verify_in_background(max(ids))
+            return max(ids)
+        with self._lock:
+            self._learn(schema_id, schema)
+        self._verify_others(schema_id, schema)
+        if self.contradiction is not None:
+            raise self.contradiction
+        return schema_id
+
+    def _registered_id(self, subject: str, schema: SchemaVersion) -> int:
+        # Newest first: the version that is written is most often the last one registered.
+        for found in reversed(self._client.versions(subject)):
+            if _is(found.text, schema):
+                return found.schema_id
+        if not self._auto_register:
+            raise OperatorError(
+                "schema_not_registered",
+                f"The registry at {self._client.shown_url} does not have {schema.record} version {schema.version} under "
+                f"{subject}.",
+                "Run `kinguin-streams schemas register`, a step of every deployment, or set "
+                "KINGUIN_REGISTRY__AUTO_REGISTER=true.",
+            )
+        return register(self._client, subject, schema)
+
+    def _verify_others(self, schema_id: int, schema: SchemaVersion) -> None:
+        """Ask about the other ids that this version once had: a registry that was rebuilt may have given them away."""
+        for other, known in list(self._known.items()):
+            if known.schema is schema and other != schema_id and known.source == "file":
+                try:
+                    self._look_up(other)
+                except OperatorError:
+                    return  # the caller raises it
+
+    def _verify_in_background(self, schema_id: int) -> None:
+        def verify() -> None:
+            while self.contradiction is None:
+                known = self._known[schema_id]
+                if known.source != "file":
+                    return
+                time.sleep(max(0.05, min(known.ask_again_s - time.monotonic(), self._ask_again_max_s)))
+                try:
+                    self._look_up(schema_id)
+                except OperatorError:
+                    return  # logged; who writes was told nothing wrong yet, and the next start refuses
+
+        threading.Thread(target=verify, name=f"registry-verify-{schema_id}", daemon=True).start()
+
+    def _subject(self, schema: SchemaVersion) -> str:
+        return subject_of(self._topics.name(schema.record))
+
+    def _load(self) -> None:
+        by_fingerprint = {
+            (self._subject(schema), schema.fingerprint.hex()): schema
+            for record in RECORD_NAMES
+            for schema in shipped().versions(record)
+        }
+        for subject, ids in self._file.read().items():
+            for schema_id, fingerprint in ids.items():
+                # A later release may have written ids of versions that this one does not know.
+                if (schema := by_fingerprint.get((subject, fingerprint))) is not None:
+                    self._known[schema_id] = _Known(schema, "file", 0.0)
 
 
-def _without_credentials(text: str) -> str:
-    """Return the text with what stands before the @ of a URL taken out: a client's error may repeat the URL."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+def register(client: RegistryClient, subject: str, schema: SchemaVersion) -> int:
+    """Return the id of a shipped version that is under its subject now.
+
+    Raises OperatorError("registry_refused") if the registry does not take it, or gives the id of something else; RegistryAway.
+    """
+    try:
+        schema_id = client.register(subject, schema.text)
+        # A registry may take a schema for one that it has, though the bytes mean something else.
+        if not _is(client.schema_text(schema_id), schema):
+            raise RegistryRefused(f"it answers with id {schema_id}, and that is another schema")
+    except (RegistryRefused, NotInRegistry) as error:
+        raise OperatorError(
+            "registry_refused",
+            f"The registry at {client.shown_url} did not take {schema.record} version {schema.version} under {subject}: "
+            f"{error}",
+            "Look at what the subject holds and at its compatibility level; `schemas register --dry-run` shows both.",
+        ) from error
+    return schema_id
+
+
+def _is(text: str, schema: SchemaVersion) -> bool:
+    try:
+        return identify(text, shipped()) is schema
+    except NotOurs:
+        return False
+
+
+def _away_and_unknown(schema: SchemaVersion, away: RegistryAway) -> OperatorError:
+    return OperatorError(
+        "registry_away",
+        f"The id of {schema.record} version {schema.version} is not known here, and it cannot be asked for: {away}.",
+        "Check KINGUIN_REGISTRY__URL, its credentials and certificates. With KINGUIN_REGISTRY__CACHE_FILE on a disk that "
+        "stays, a restart needs no registry.",
+    )

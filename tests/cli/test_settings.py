@@ -109,8 +109,9 @@ def test_nothing_secret_is_ever_shown(arguments: tuple[str, ...]) -> None:
         {
             "KINGUIN_INGRESS__SECRETS": '{"default": ["hidden-one"]}',
             "KINGUIN_KAFKA__CONFIG": '{"sasl.username": "me", "sasl.password": "hidden-two", "ssl.key.pem": "hidden-3"}',
+            "KINGUIN_REGISTRY__USERNAME": "me",
             "KINGUIN_REGISTRY__PASSWORD": "hidden-four",
-            "KINGUIN_REGISTRY__URL": "https://me:hidden-five@registry",
+            "KINGUIN_REGISTRY__URL": "https://registry?api_key=hidden-five",
         },
         *arguments,
     )

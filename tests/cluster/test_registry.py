@@ -1,23 +1,29 @@
-"""Ids from a registry: one in memory, and a small one over real HTTP that can be silent, wrong or gone."""
+"""Ids from a registry over real HTTP that can be silent, wrong, rebuilt or gone."""
 
+import contextlib
 import json
-import socket
+import logging
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from kinguin_streams.cluster import registry
 from kinguin_streams.cluster.registry import RegistryIds
+from kinguin_streams.cluster.registry_client import RegistryClient
+from kinguin_streams.cluster.registry_encoder import EncoderOnDemand
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.schemas.codec import Decoder, Encoder, UnknownSchema
-from kinguin_streams.schemas.events import EventId, OrderStatus, StoreName
+from kinguin_streams.schemas.events import EventId, OrderStatus, RecordName, StoreName
 from kinguin_streams.schemas.topics import topics
-from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
+from kinguin_streams.schemas.versions import RECORD_NAMES, SchemaVersion, shipped
 from kinguin_streams.telemetry.operator_error import OperatorError
+from tests.registries import StandIn, running
 
 ORDER = OrderStatus(
     event_id=EventId("0" * 32),
@@ -28,198 +34,481 @@ ORDER = OrderStatus(
     updated_at_ms=9,
     raw=b"raw",
 )
+STATUS = shipped().newest("order.status")
+COMPLETE = shipped().newest("order.complete")
 PROTOBUF = 'syntax = "proto3"; message Order {}'
 FOREIGN = '{"type": "record", "name": "Order", "fields": []}'
 
 
-class Registry(ThreadingHTTPServer):
-    """The two calls of Confluent's API that we make."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.schemas: dict[int, str] = {}
-        self.subjects: dict[str, list[int]] = {}
-        self.asked: list[str] = []
-        self.authorization: set[str | None] = set()
-        self.answer: tuple[int, bytes] | None = None  # to everything, instead of the right one
-        self.silent_s = 0.0
-        self.go_on = threading.Event()
-
-    def handle_error(self, *_args: object) -> None:
-        """A client that gave up waiting is no error here."""
-
-    @property
-    def settings(self) -> RegistrySettings:
-        return RegistrySettings(url=f"http://127.0.0.1:{self.server_port}")
-
-    def register(self, subject: str, schema: str) -> int:
-        known = {text: number for number, text in self.schemas.items()}
-        number = known.get(schema, 101 + len(known))
-        self.schemas[number] = schema
-        self.subjects.setdefault(subject, []).append(number)
-        return number
+def subject(record: RecordName) -> str:
+    return f"{topics().name(record)}-value"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Registry
-
-    def do_GET(self) -> None:
-        number = int(self.path.partition("?")[0].rpartition("/")[2])
-        if number in self.server.schemas:
-            self._answer(200, {"schema": self.server.schemas[number]})
-        else:
-            self._answer(404, {"error_code": 40403, "message": "Schema not found"})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        subject = self.path.split("/")[2]
-        self._answer(200, {"id": self.server.register(subject, body["schema"])})
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        self.server.asked.append(self.path.partition("?")[0])
-        self.server.authorization.add(self.headers["Authorization"])
-        self.server.go_on.wait(self.server.silent_s)
-        status, content = self.server.answer or (status, json.dumps(body).encode())
-        self.send_response(status)
-        self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_args: object) -> None:
-        pass
+def register_all(server: StandIn) -> dict[RecordName, list[int]]:
+    return {
+        record: [server.register(subject(record), schema.text) for schema in shipped().versions(record)]
+        for record in RECORD_NAMES
+    }
 
 
 @pytest.fixture
-def server() -> Iterator[Registry]:
-    with Registry() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.go_on.set()
-            running.shutdown()
-            thread.join()
+def server() -> Iterator[StandIn]:
+    stand_in = StandIn()
+    with running(stand_in):
+        yield stand_in
 
 
-def test_a_record_goes_out_under_a_registered_id_and_comes_back() -> None:
-    ids = RegistryIds(RegistrySettings(url="mock://round-trip"), topics())
-    value = Encoder(ids=ids).encode(ORDER)
-    assert value[0] == 0
-    assert Decoder(ids).decode(value) == ORDER
+def settings(server: StandIn, **more: Any) -> RegistrySettings:
+    return RegistrySettings(url=server.url, timeout_s=more.pop("timeout_s", 2.0), **more)
 
 
-def test_every_shipped_version_has_an_id_of_its_own_and_registering_again_changes_none() -> None:
-    ids = RegistryIds(RegistrySettings(url="mock://all"), topics())
-    versions = [schema for record in RECORD_NAMES for schema in shipped().versions(record)]
-    numbers = [ids.id_of(schema) for schema in versions]
-    assert len(set(numbers)) == len(versions)
-    assert [ids.id_of(schema) for schema in versions] == numbers
-    assert [ids.schema_of(number) for number in numbers] == versions
+class Clock:
+    """The monotonic clock of cluster/registry.py, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
 
 
-def test_schemas_are_registered_as_shipped_under_their_topics_value(server: Registry) -> None:
-    Encoder(ids=RegistryIds(server.settings, topics("shop")))
-    assert {
-        subject: [server.schemas[number] for number in numbers] for subject, numbers in server.subjects.items()
-    } == {f"shop.{record}-value": [shipped().newest(record).text] for record in RECORD_NAMES}
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(registry, "time", SimpleNamespace(monotonic=clock.monotonic, sleep=time.sleep))
+    return clock
 
 
-def test_a_reader_that_registers_nothing_learns_an_id_once(server: Registry) -> None:
-    value = Encoder(ids=RegistryIds(server.settings, topics())).encode(ORDER)
+# Who writes
+
+
+def test_a_writer_looks_its_ids_up_and_registers_nothing(server: StandIn) -> None:
+    ids = register_all(server)
+    value = Encoder(ids=RegistryIds(settings(server), topics())).encode(ORDER)
+    assert value[:5] == b"\x00" + ids["order.status"][-1].to_bytes(4, "big")
+    assert not [path for path in server.asked if not path.startswith("GET ")]
+
+
+def test_what_is_not_registered_stops_the_writer_and_names_the_command(server: StandIn) -> None:
+    with pytest.raises(OperatorError, match="kinguin-streams schemas register") as refused:
+        Encoder(ids=RegistryIds(settings(server), topics()))
+    assert refused.value.code == "schema_not_registered"
+    assert server.schemas == {}
+
+
+def test_with_auto_register_a_start_registers_what_is_written_and_a_second_one_nothing(server: StandIn) -> None:
+    auto = settings(server, auto_register=True)
+    Encoder(ids=RegistryIds(auto, topics("shop")))
+    assert {name: [server.schemas[number] for number in numbers] for name, numbers in server.subjects.items()} == {
+        f"shop.{record}-value": [shipped().newest(record).text] for record in RECORD_NAMES
+    }
+    before = dict(server.schemas)
+    Encoder(ids=RegistryIds(auto, topics("shop")))
+    assert server.schemas == before
+
+
+def test_a_registry_that_does_not_take_a_schema_says_why(server: StandIn) -> None:
+    server.refuses = "incompatible with version 1"
+    with pytest.raises(OperatorError, match="incompatible with version 1") as refused:
+        RegistryIds(settings(server, auto_register=True), topics()).id_of(STATUS)
+    assert refused.value.code == "registry_refused"
+
+
+def test_a_schema_with_our_fingerprint_and_another_meaning_is_not_ours_to_write_with(server: StandIn) -> None:
+    server.register(subject("order.status"), STATUS.text.replace("timestamp-millis", "timestamp-micros"))
+    with pytest.raises(OperatorError) as refused:
+        RegistryIds(settings(server), topics()).id_of(STATUS)
+    assert refused.value.code == "schema_not_registered"
+
+
+def test_a_registry_that_takes_our_schema_for_another_one_is_not_believed(server: StandIn) -> None:
+    number = server.register("other", STATUS.text.replace("timestamp-millis", "timestamp-micros"))
+    server.answer = (200, json.dumps({"id": number, "schema": server.schemas[number]}).encode())
+    with pytest.raises(OperatorError) as refused:
+        registry.register(RegistryClient(settings(server)), subject("order.status"), STATUS)
+    assert refused.value.code == "registry_refused"
+
+
+# Who reads
+
+
+def test_a_reader_learns_an_id_once(server: StandIn) -> None:
+    register_all(server)
+    value = Encoder(ids=RegistryIds(settings(server), topics())).encode(ORDER)
     server.asked.clear()
-    decoder = Decoder(RegistryIds(server.settings, topics()))
+    decoder = Decoder(RegistryIds(settings(server), topics()))
     assert [decoder.decode(value) for _ in range(50)] == [ORDER] * 50
-    assert len(server.asked) == 1
-
-
-def test_the_same_schema_written_otherwise_is_ours(server: Registry) -> None:
-    """Registries reformat: it is the canonical form that counts."""
-    number = server.register(
-        "any", json.dumps(json.loads(shipped().newest("order.status").text), separators=(",", ":"))
-    )
-    assert RegistryIds(server.settings, topics()).schema_of(number) is shipped().newest("order.status")
-
-
-def test_an_unknown_id_is_asked_once_an_interval(server: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = RegistryIds(server.settings, topics())
-    now_s = 1000.0
-    monkeypatch.setattr(registry, "time", SimpleNamespace(monotonic=lambda: now_s))
-    for _ in range(10):
-        with pytest.raises(UnknownSchema):
-            ids.schema_of(7)
-    assert server.asked == ["/schemas/ids/7"]
-    with pytest.raises(UnknownSchema):
-        ids.schema_of(8)
-    assert server.asked == ["/schemas/ids/7", "/schemas/ids/8"]
-
-    server.schemas[7] = shipped().newest("order.status").text
-    now_s += registry.ASK_AGAIN_AFTER_S
-    assert ids.schema_of(7) is shipped().newest("order.status")
-    assert server.asked == ["/schemas/ids/7", "/schemas/ids/8", "/schemas/ids/7"]
+    assert server.asked.total() == 1
 
 
 @pytest.mark.parametrize(
-    "text", [FOREIGN, PROTOBUF, "", "[]", "{"], ids=["foreign", "protobuf", "empty", "union", "half"]
+    "spelling",
+    [
+        pytest.param(lambda text: json.dumps(json.loads(text), separators=(",", ":")), id="without blanks"),
+        pytest.param(lambda text: json.dumps(json.loads(text), sort_keys=True), id="keys in another order"),
+        pytest.param(lambda text: json.dumps({**json.loads(text), "doc": "other"}), id="other documentation"),
+        pytest.param(lambda text: json.dumps({**json.loads(text), "connect.version": 3}), id="somebody's attribute"),
+    ],
 )
-def test_a_schema_that_is_none_of_ours_waits(server: Registry, text: str) -> None:
+def test_the_same_schema_written_otherwise_is_ours(server: StandIn, spelling: Any) -> None:
+    """Registries reformat: what bytes mean is what counts."""
+    number = server.register("any", spelling(STATUS.text))
+    assert RegistryIds(settings(server), topics()).schema_of(number) is STATUS
+
+
+def test_our_fingerprint_with_another_logical_type_waits_and_says_where(server: StandIn) -> None:
+    number = server.register("any", STATUS.text.replace("timestamp-millis", "timestamp-micros"))
+    with pytest.raises(UnknownSchema, match="receivedAt"):
+        RegistryIds(settings(server), topics()).schema_of(number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [FOREIGN, PROTOBUF, "", "[]", "{", "17", '{"type": "record"}'],
+    ids=["foreign", "protobuf", "empty", "union", "half", "number", "nameless"],
+)
+def test_a_schema_that_is_none_of_ours_waits(server: StandIn, text: str) -> None:
     number = server.register("any", text)
     with pytest.raises(UnknownSchema):
-        RegistryIds(server.settings, topics()).schema_of(number)
+        RegistryIds(settings(server), topics()).schema_of(number)
 
 
-@pytest.mark.parametrize("answer", [(500, b"{}"), (200, b"<html>"), (200, b"{}"), (401, b""), (302, b"")])
-def test_a_registry_that_answers_nonsense_is_waited_for(server: Registry, answer: tuple[int, bytes]) -> None:
-    ids = RegistryIds(server.settings, topics())
+def test_an_unknown_id_is_asked_once_an_interval_that_doubles_up_to_a_limit(server: StandIn, clock: Clock) -> None:
+    ids = RegistryIds(settings(server), topics(), ask_again_s=5.0, ask_again_max_s=20.0)
+    start_s = clock.now_s
+    asked_at_s: list[float] = []
+    while clock.now_s < start_s + 100:
+        for _ in range(10):
+            with pytest.raises(UnknownSchema):
+                ids.schema_of(7)
+        if server.asked.total() > len(asked_at_s):
+            asked_at_s.append(clock.now_s - start_s)
+        assert server.asked.total() == len(asked_at_s)
+        clock.now_s += 1.0
+    assert asked_at_s == [0, 5, 15, 35, 55, 75, 95]
+    server.schemas[7] = STATUS.text
+    clock.now_s += 20
+    assert ids.schema_of(7) is STATUS
+
+
+def test_an_id_that_is_asked_for_by_many_at_once_is_asked_once(server: StandIn) -> None:
+    server.silent_s = 0.3
+    number = server.register("any", STATUS.text)
+    ids = RegistryIds(settings(server), topics())
+    found: list[SchemaVersion] = []
+    threads = [threading.Thread(target=lambda: found.append(ids.schema_of(number))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [STATUS] * 20
+    assert server.asked_about_ids() == {number: 1}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param((500, b"{}"), id="500"),
+        pytest.param((503, b'{"error_code": 50301, "message": "forwarding"}'), id="503"),
+        pytest.param((429, b"{}"), id="429"),
+        pytest.param((200, b"<html>"), id="a page"),
+        pytest.param((200, b"[]"), id="another shape"),
+        pytest.param((401, b""), id="401"),
+        pytest.param((403, b'{"error_code": 40301, "message": "no"}'), id="403"),
+        pytest.param((404, b"<html>not found"), id="a 404 that is no registry's"),
+        pytest.param((302, b""), id="302"),
+    ],
+)
+def test_a_registry_that_gives_no_usable_answer_is_away(server: StandIn, answer: tuple[int, bytes]) -> None:
     server.answer = answer
     with pytest.raises(UnknownSchema):
-        ids.schema_of(7)
+        RegistryIds(settings(server), topics()).schema_of(7)
     with pytest.raises(OperatorError) as refused:
-        ids.id_of(shipped().newest("order.status"))
-    assert refused.value.code == "registry_refused"
-    assert str(server.settings.url) in refused.value.what
+        RegistryIds(settings(server, auto_register=True), topics()).id_of(STATUS)
+    assert refused.value.code == "registry_away"
+    assert server.url in refused.value.what
 
 
-def test_a_registry_that_is_away_is_waited_for_and_known_ids_go_on(server: Registry) -> None:
-    ids = RegistryIds(server.settings, topics())
+# The registry is away
+
+
+def test_while_the_registry_is_away_it_is_asked_for_one_id_an_interval_not_for_each(
+    server: StandIn, clock: Clock
+) -> None:
+    server.answer = (503, b"{}")
+    ids = RegistryIds(settings(server), topics(), ask_again_s=5.0)
+    for schema_id in range(100):
+        with pytest.raises(UnknownSchema):
+            ids.schema_of(schema_id)
+    assert server.asked.total() == 1
+    server.answer = None
+    number = server.register("any", STATUS.text)
+    clock.now_s += 5
+    assert ids.schema_of(number) is STATUS
+
+
+def test_a_registry_that_goes_away_takes_no_known_id_along(server: StandIn) -> None:
+    register_all(server)
+    ids = RegistryIds(settings(server), topics())
     value = Encoder(ids=ids).encode(ORDER)
-    server.shutdown()
-    server.server_close()
+    server.stop()
     assert Decoder(ids).decode(value) == ORDER
     with pytest.raises(UnknownSchema):
         ids.schema_of(7)
 
 
-def test_without_a_registry_at_its_address_writing_is_refused_with_the_setting() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port, and nobody answers
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        with pytest.raises(OperatorError, match="KINGUIN_REGISTRY__URL") as refused:
-            Encoder(ids=RegistryIds(RegistrySettings(url=url), topics()))
-    assert refused.value.code == "registry_refused"
-
-
-def test_a_registry_that_hangs_is_given_up(server: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "REQUEST_TIMEOUT_S", 0.2)
+def test_a_registry_that_hangs_costs_a_reader_one_timeout_an_interval(server: StandIn) -> None:
     server.silent_s = 30.0
-    with pytest.raises(UnknownSchema):
-        RegistryIds(server.settings, topics()).schema_of(7)
+    ids = RegistryIds(settings(server, timeout_s=0.3), topics())
+    start_s = time.monotonic()
+    for schema_id in range(1_000):
+        with pytest.raises(UnknownSchema):
+            ids.schema_of(schema_id)
+    assert time.monotonic() - start_s < 3  # 1,000 timeouts would be 300 s
 
 
-def test_name_and_password_are_sent_and_not_shown(server: Registry) -> None:
-    settings = RegistrySettings(url=server.settings.url, username="reader", password="hunter2")  # type: ignore[arg-type]
-    with pytest.raises(UnknownSchema) as unknown:
-        RegistryIds(settings, topics()).schema_of(7)
-    assert server.authorization == {"Basic cmVhZGVyOmh1bnRlcjI="}
-    assert "hunter2" not in repr(settings) + str(unknown.value)
+def test_a_registry_that_trickles_passes_no_timeout_by(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte in time, the answer never: an HTTP client's timeouts are about a single read."""
+    ids = RegistryIds(settings(server, timeout_s=0.3), topics())
+    never = threading.Event()
+    monkeypatch.setattr(ids._client, "schema_text", lambda _schema_id: never.wait(20) or "")
+    start_s = time.monotonic()
+    with pytest.raises(UnknownSchema, match=r"no answer in 0\.3 s"):
+        ids.schema_of(7)
+    assert time.monotonic() - start_s < 3
+    never.set()
 
 
-def test_a_password_in_the_url_is_in_no_message() -> None:
-    registry = RegistryIds(RegistrySettings(url="http://me:hidden@127.0.0.1:1"), topics())
+def test_a_writer_that_starts_while_the_registry_is_away_and_knows_no_id_says_so(server: StandIn) -> None:
+    server.stop()
+    start_s = time.monotonic()
+    with pytest.raises(OperatorError, match="KINGUIN_REGISTRY__URL") as refused:
+        Encoder(ids=RegistryIds(settings(server), topics()))
+    assert refused.value.code == "registry_away"
+    assert time.monotonic() - start_s < 5
+
+
+def test_a_consumer_starts_without_a_registry_and_wants_it_only_to_write(server: StandIn) -> None:
+    register_all(server)
+    server.stop()
+    ids = RegistryIds(settings(server), topics(), ask_again_s=0.05)
+    encoder = EncoderOnDemand(lambda: Encoder(ids=ids))
     with pytest.raises(OperatorError) as refused:
-        registry.id_of(shipped().newest("order.status"))
-    assert "hidden" not in str(refused.value)
+        encoder.encode(ORDER)
+    assert refused.value.code == "registry_away"
+    server.start()
+    time.sleep(0.3)
+    assert Decoder(ids).decode(encoder.encode(ORDER)) == ORDER
+
+
+# The file of ids
+
+
+def test_ids_are_kept_in_a_file_for_a_start_while_the_registry_is_away(server: StandIn, tmp_path: Path) -> None:
+    register_all(server)
+    kept = settings(server, cache_file=tmp_path / "deep" / "ids.json")
+    value = Encoder(ids=RegistryIds(kept, topics())).encode(ORDER)
+    server.stop()
+    away = RegistryIds(kept, topics(), ask_again_s=600, ask_again_max_s=600)
+    assert Encoder(ids=away).encode(ORDER) == value
+    assert Decoder(RegistryIds(kept, topics())).decode(value) == ORDER
+    number = int.from_bytes(value[1:5], "big")
+    content = json.loads((tmp_path / "deep" / "ids.json").read_text())
+    assert content[server.url][subject("order.status")] == {str(number): STATUS.fingerprint.hex()}
+
+
+def test_a_reader_keeps_what_it_learns_too(server: StandIn, tmp_path: Path) -> None:
+    number = server.register("any", STATUS.text)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    RegistryIds(kept, topics()).schema_of(number)
+    server.stop()
+    assert RegistryIds(kept, topics()).schema_of(number) is STATUS
+
+
+def test_the_file_holds_no_credentials_and_ids_of_one_registry_are_not_taken_for_anothers(tmp_path: Path) -> None:
+    path = tmp_path / "ids.json"
+    one, two = StandIn(), StandIn()
+    two.next_id = 900
+    with running(one), running(two):
+        for stand_in in (one, two):
+            stand_in.expect_basic("me", "hunter2")
+            number = stand_in.register(subject("order.status"), STATUS.text)
+            url = stand_in.url.replace("://", "://me:hunter2@")
+            assert RegistryIds(RegistrySettings(url=url, cache_file=path), topics()).id_of(STATUS) == number
+    assert set(json.loads(path.read_text())) == {one.url, two.url}
+    assert "hunter2" not in path.read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"http://x": 3}', '{"URL": {"s": {"x": "00", "7": 3}}}', "\x00"])
+def test_a_file_that_is_broken_is_as_good_as_none(server: StandIn, tmp_path: Path, content: str) -> None:
+    register_all(server)
+    path = tmp_path / "ids.json"
+    path.write_text(content.replace("URL", server.url))
+    number = RegistryIds(settings(server, cache_file=path), topics()).id_of(STATUS)
+    assert json.loads(path.read_text())[server.url][subject("order.status")] == {str(number): STATUS.fingerprint.hex()}
+
+
+def test_a_file_that_cannot_be_written_is_complained_about_once_and_nothing_stops(
+    server: StandIn, tmp_path: Path
+) -> None:
+    register_all(server)
+    (tmp_path / "file").write_text("not a folder")
+    with capture_logs() as logs:
+        Encoder(ids=RegistryIds(settings(server, cache_file=tmp_path / "file" / "ids.json"), topics()))
+    assert [line["event"] for line in logs].count("registry_ids_not_kept") == 1
+
+
+def test_many_processes_add_to_one_file_and_lose_nothing(tmp_path: Path) -> None:
+    from kinguin_streams.cluster.registry_cache import IdFile
+
+    path = tmp_path / "ids.json"
+
+    def add(worker: int) -> None:
+        file = IdFile(path, f"http://registry-{worker % 2}")
+        for number in range(20):
+            file.add("subject", worker * 100 + number, "0" * 16)
+
+    threads = [threading.Thread(target=add, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(len(subjects["subject"]) for subjects in json.loads(path.read_text()).values()) == 80
+
+
+# The registry was rebuilt
+
+
+def rebuilt(server: StandIn) -> None:
+    """Lose everything, and register in another order: ids mean other schemas now."""
+    server.schemas.clear()
+    server.subjects.clear()
+    server.next_id = 101
+    for record in reversed(RECORD_NAMES):
+        for schema in shipped().versions(record):
+            server.register(subject(record), schema.text)
+
+
+def wait_for_contradiction(use: Callable[[], object], ids: RegistryIds) -> None:
+    """Use an id now and then, as a consumer does, until it is found out that it means something else."""
+    deadline_s = time.monotonic() + 10
+    while ids.contradiction is None:
+        assert time.monotonic() < deadline_s
+        with contextlib.suppress(OperatorError):
+            use()
+        time.sleep(0.01)
+
+
+def test_ids_that_mean_something_else_now_stop_a_writer_at_its_start(server: StandIn, tmp_path: Path) -> None:
+    register_all(server)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    Encoder(ids=RegistryIds(kept, topics()))
+    rebuilt(server)
+    with pytest.raises(OperatorError, match=str(tmp_path / "ids.json")) as refused:
+        Encoder(ids=RegistryIds(kept, topics()))
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_ids_that_mean_something_else_now_stop_a_reader_before_it_misreads(server: StandIn, tmp_path: Path) -> None:
+    register_all(server)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    value = Encoder(ids=RegistryIds(kept, topics())).encode(ORDER)
+    rebuilt(server)
+    with pytest.raises(OperatorError) as refused:
+        Decoder(RegistryIds(kept, topics())).decode(value)
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_a_registry_that_is_rebuilt_behind_a_running_reader_is_noticed(server: StandIn, clock: Clock) -> None:
+    number = server.register("any", STATUS.text)
+    ids = RegistryIds(settings(server), topics(), verify_every_s=600)
+    assert ids.schema_of(number) is STATUS
+    server.schemas[number] = COMPLETE.text
+    clock.now_s += 599
+    assert ids.schema_of(number) is STATUS
+    clock.now_s += 1
+    ids.schema_of(number)  # asked again in the background, without waiting
+    wait_for_contradiction(lambda: None, ids)
+    with pytest.raises(OperatorError) as refused:
+        ids.schema_of(number)
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_a_reader_that_started_while_the_registry_was_away_verifies_when_it_is_back(
+    server: StandIn, tmp_path: Path
+) -> None:
+    number = server.register("any", STATUS.text)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    RegistryIds(kept, topics()).schema_of(number)
+    server.stop()
+    ids = RegistryIds(kept, topics(), ask_again_s=0.05, ask_again_max_s=0.1)
+    assert ids.schema_of(number) is STATUS
+    server.schemas[number] = COMPLETE.text
+    server.start()
+    wait_for_contradiction(lambda: ids.schema_of(number), ids)
+    with pytest.raises(OperatorError) as refused:
+        ids.schema_of(number)
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_a_writer_that_started_while_the_registry_was_away_verifies_when_it_is_back(
+    server: StandIn, tmp_path: Path
+) -> None:
+    register_all(server)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    RegistryIds(kept, topics()).id_of(STATUS)
+    server.stop()
+    ids = RegistryIds(kept, topics(), ask_again_s=0.05, ask_again_max_s=0.1)
+    ids.id_of(STATUS)
+    with capture_logs() as logs:
+        rebuilt(server)
+        server.start()
+        wait_for_contradiction(lambda: None, ids)
+    assert ("error", "registry_contradicts") in [(line["log_level"], line["event"]) for line in logs]
+
+
+def test_an_id_that_the_registry_has_lost_goes_on_and_is_reported(server: StandIn, tmp_path: Path) -> None:
+    """Nobody else claims the id, so it cannot mean anything else."""
+    number = server.register("any", STATUS.text)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    RegistryIds(kept, topics()).schema_of(number)
+    server.schemas.clear()
+    with capture_logs() as logs:
+        ids = RegistryIds(kept, topics())
+        assert [ids.schema_of(number) for _ in range(10)] == [STATUS] * 10
+    assert [line["event"] for line in logs] == ["registry_lost_id"]
+    assert "no longer in the registry" in RegistryIds(kept, topics()).verify_all()[0]
+
+
+# What gets out
+
+
+def test_name_and_password_are_sent_and_not_shown(server: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.expect_basic("reader", "hunter2:x")
+    given = settings(server, username="reader", password="hunter2:x")
+    with pytest.raises(UnknownSchema) as unknown, capture_logs() as logs:
+        RegistryIds(given, topics()).schema_of(7)
+    assert server.asked == {"GET /schemas/ids/7": 1}
+    assert "hunter2" not in repr(given) + str(unknown.value) + str(logs) + caplog.text
+
+
+def test_a_bearer_token_is_sent_as_it_is_and_not_shown(server: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.wanted_authorization = "Bearer ey.hunter2.x"
+    given = settings(server, bearer_token="ey.hunter2.x")
+    with pytest.raises(UnknownSchema) as unknown, capture_logs() as logs:
+        RegistryIds(given, topics()).schema_of(7)
+    assert server.asked == {"GET /schemas/ids/7": 1}
+    assert "hunter2" not in repr(given) + str(unknown.value) + str(logs) + caplog.text
+
+
+@pytest.mark.parametrize("url", ["http://me:hid@den@127.0.0.1:1", "http://127.0.0.1:1/api?api_key=hid&x=den"])
+def test_what_is_secret_in_a_url_is_in_no_message(url: str) -> None:
+    ids = RegistryIds(RegistrySettings(url=url), topics())
+    with pytest.raises(OperatorError) as refused, capture_logs() as logs:
+        ids.id_of(STATUS)
+    said = str(refused.value) + refused.value.what + refused.value.hint + str(logs)
+    assert "hid" not in said
+    assert "den" not in said.replace("credentials", "").replace("identity", "")
     assert "127.0.0.1:1" in refused.value.what

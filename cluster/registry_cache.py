@@ -1,0 +1,95 @@
+"""Ids that a registry has once given, kept in a small file for when it is away.
+
+    {"https://registry.example": {"kinguin.order.status-value": {"7": "1f0a2b…"}}}
+
+registry → subject → id → fingerprint of the shipped version, in hex. The registry is its URL without user and password.
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger()
+
+Subjects = dict[str, dict[int, str]]
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+
+
+class IdFile:
+    """The file, of one registry. Several processes may share it: what one adds, the others keep."""
+
+    def __init__(self, path: Path | None, registry: str) -> None:
+        """path: None keeps nothing. registry: its URL, without credentials."""
+        self.path = path
+        self._registry = registry
+        self._complained = False
+
+    def read(self) -> Subjects:
+        """Return subject → id → fingerprint; nothing if there is no file, or none that can be read."""
+        return _of(self._load(), self._registry)
+
+    def add(self, subject: str, schema_id: int, fingerprint: str) -> None:
+        """Keep an id. A file that cannot be written is complained about once: ids are then known until the end only."""
+        if self.path is None or self.read().get(subject, {}).get(schema_id) == fingerprint:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                content = self._load()
+                known = _of(content, self._registry)
+                known.setdefault(subject, {})[schema_id] = fingerprint
+                content[self._registry] = known
+                _replace(self.path, content)
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                log.warning(
+                    "registry_ids_not_kept",
+                    file=str(self.path),
+                    reason=error.strerror,
+                    hint="a restart while the registry is away would know no ids: set KINGUIN_REGISTRY__CACHE_FILE",
+                )
+
+    def _load(self) -> dict[str, object]:
+        if self.path is None:
+            return {}
+        try:
+            content = json.loads(self.path.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("registry_ids_unreadable", file=str(self.path), reason=str(error))
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def _replace(path: Path, content: Mapping[str, object]) -> None:
+    """Write beside the file, then rename: whoever reads it sees the old or the new one, whole."""
+    fresh = path.with_name(f"{path.name}.new")
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _of(content: Mapping[str, object], registry: str) -> Subjects:
+    """Return one registry's part; what does not look like an id with a fingerprint is left out."""
+    subjects = content.get(registry)
+    if not isinstance(subjects, dict):
+        return {}
+    return {
+        subject: {
+            int(schema_id): fingerprint
+            for schema_id, fingerprint in ids.items()
+            if str(schema_id).isdecimal() and isinstance(fingerprint, str) and _FINGERPRINT.fullmatch(fingerprint)
+        }
+        for subject, ids in subjects.items()
+        if isinstance(ids, dict)
+    }
