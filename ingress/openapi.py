@@ -25,6 +25,8 @@ PAYLOADS: Final[Mapping[EventName, type[msgspec.Struct]]] = {
     "order.status": OrderStatusPayload,
     "order.complete": OrderCompletePayload,
 }
+SENDERS_CONTENT_TYPE: Final = "aplication/json"
+"""As the sender's documents spell it, in every version."""
 # From schemas/examples: what the sender documents, and what its documents leave open.
 _EXAMPLES: Final[Mapping[EventName, tuple[tuple[str, str], ...]]] = {
     "product.update": (
@@ -99,7 +101,7 @@ but for requests that hold nothing: `GET`, `HEAD`, and a POST with neither a bod
 
 Which schema a body must match depends on the header `X-Event-Name`, which OpenAPI cannot say: the body is any of the three, the
 schema's title names its event, and a body of another event than the header's is a fault like any other. Further properties
-are no fault: they are kept. The content type is not looked at (the sender spells it `aplication/json`), but for a `charset`
+are no fault: they are kept. The content type is not looked at (the sender spells it `{SENDERS_CONTENT_TYPE}`), but for a `charset`
 other than UTF-8 or US-ASCII.
 
 What JSON Schema cannot say either: ids and `status` are at most 1,024 bytes of UTF-8, not characters; no object may have a key
@@ -119,6 +121,10 @@ def _server(url: str, description: str) -> Json:
 
 
 def _webhooks_path(name: str, whose: str, parameters: list[Json]) -> Json:
+    content = {
+        "schema": {"$ref": "#/components/schemas/Webhook"},
+        "examples": {example: {"$ref": f"#/components/examples/{example}"} for example in _examples()},
+    }
     path: Json = {"parameters": parameters} if parameters else {}
     path["get"] = _ping(f"ping{name}", whose)
     path["head"] = _ping(f"head{name}", whose)
@@ -134,13 +140,8 @@ def _webhooks_path(name: str, whose: str, parameters: list[Json]) -> Json:
             "required": True,
             "description": f"At most {MAX_BODY_BYTES:,} bytes of JSON in UTF-8, of any content type. "
             "Which of the three it must be is what `X-Event-Name` says.",
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/Webhook"},
-                    "examples": {name: {"$ref": f"#/components/examples/{name}"} for name in _examples()},
-                },
-                "*/*": {"schema": {"$ref": "#/components/schemas/Webhook"}},
-            },
+            # Not */*, which would promise that YAML or XML of the same shape is taken.
+            "content": dict.fromkeys(("application/json", SENDERS_CONTENT_TYPE), content),
         },
         "responses": _referred(("204", "202", "400", "401", "404", "413", "422", "431", "500", "501", "503")),
     }
@@ -189,8 +190,8 @@ def _parameters() -> Json:
         "Encoding": {
             "name": "Content-Encoding",
             "in": "header",
-            "description": "Nothing but `identity`: a compressed body is kept, but it is a fault.",
-            "schema": {"type": "string", "enum": ["identity"]},
+            "description": "Nothing but `identity`, or empty: a compressed body is kept, but it is a fault.",
+            "schema": {"type": "string", "enum": ["identity", ""]},
         },
         "Traceparent": {
             "name": "traceparent",
