@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinguin_streams.cli import schemas_register
+from kinguin_streams.cli import schemas_export, schemas_register
 from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List the Avro schemas, and check every version against all earlier ones.")
 app.command("register")(schemas_register.register)
+app.command("export")(schemas_export.export)
 
 
 @app.command("list")

@@ -73,7 +73,7 @@ class ConsumeLoop:
         self._publisher = publisher
         self._log = log.bind(consumer=projection.name)
         self._expected = {topics.name(name): name for name in projection.events}
-        group_id = f"{settings.group_prefix}.{projection.name}"
+        group_id = settings.group_id(projection.name)
         self._config = _with_short_session(consumer_config(kafka, group_id=group_id, client_id=group_id))
         self._assigns_incrementally = _assigns_incrementally(self._config)
         self._identity = SourceIdentity(

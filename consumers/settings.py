@@ -38,3 +38,7 @@ class ConsumerSettings(BaseModel):
         default=1.0, gt=0, description="first wait before a record of an unknown schema is tried again; doubles"
     )
     schema_retry_max_s: float = Field(default=60.0, gt=0, description="longest such wait")
+
+    def group_id(self, consumer: str) -> str:
+        """Return the consumer group of `consume NAME`."""
+        return f"{self.group_prefix}.{consumer}"
