@@ -9,6 +9,7 @@ Not the look-up by text (POST subjects/{subject}): what counts as the same text 
 """
 
 import re
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,8 @@ class RegistryClient:
             ) from missing
         self._client: Any = SchemaRegistryClient.new_client(_config(settings))
         self._schema_type = Schema
+        # Its connections outlive it otherwise. As a context manager it ends them in every release that we allow.
+        weakref.finalize(self, self._client.__exit__)
         self.shown_url = without_credentials(settings.url or "").rstrip("/")
         """The URL as it may stand in messages and files."""
 

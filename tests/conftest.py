@@ -24,6 +24,7 @@ from kinguin_streams.cluster import local_broker
 from kinguin_streams.cluster.local_broker import LocalBroker
 from kinguin_streams.cluster.settings import LocalSettings
 from kinguin_streams.telemetry.operator_error import OperatorError
+from tests import apicurio as apicurio_registry
 
 IMAGE = "apache/kafka:4.3.1"
 START_ATTEMPTS = 3  # a free port may be gone by the time Java binds it
@@ -81,6 +82,29 @@ def kafka(pytestconfig: pytest.Config) -> KafkaCluster:
         return _shared_cluster(_run_dir(pytestconfig), pytestconfig.getoption("--kafka"))
     except NoKafkaError as exc:
         _skip_or_fail(str(exc))
+
+
+@pytest.fixture(scope="session")
+def apicurio(pytestconfig: pytest.Config) -> str:
+    """The URL of the Confluent API of the session's schema registry, a real Apicurio.
+
+    It lasts until the run ends, and forgets everything then; topics named by topic_prefix have subjects of their own.
+    """
+    run_dir = _run_dir(pytestconfig)
+    record = run_dir / "apicurio.json"
+    with _alone(run_dir):
+        if not record.exists():
+            try:
+                url, process_id = apicurio_registry.start(run_dir)
+            except apicurio_registry.NoApicurioError as exc:
+                record.write_text(json.dumps({"why_not": str(exc)}))
+            else:
+                _note(run_dir, "processes", process_id)
+                record.write_text(json.dumps({"url": url}))
+        found = json.loads(record.read_text())
+    if "why_not" in found:
+        _skip_or_fail(found["why_not"], "schema registry")
+    return str(found["url"])
 
 
 @pytest.fixture
@@ -283,8 +307,8 @@ def _alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _skip_or_fail(why: str) -> NoReturn:
-    """A machine without a Kafka skips these tests; CI must never pass because it skipped them."""
+def _skip_or_fail(why: str, what: str = "Kafka") -> NoReturn:
+    """A machine without one skips these tests; CI must never pass because it skipped them."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"CI=true, and there is no Kafka to test with: {why}", pytrace=False)
+        pytest.fail(f"CI=true, and there is no {what} to test with: {why}", pytrace=False)
     pytest.skip(why)

@@ -3,11 +3,15 @@
     python kafka_keeper.py RUN_DIR
 
 Waits until its standard input ends, which the kernel sees to when pytest is gone, even by kill -9; then stops every
-broker and container that the run noted in RUN_DIR and removes the folder.
+broker, container and process that the run noted in RUN_DIR and removes the folder.
 """
 
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -28,7 +32,20 @@ def main(run_dir: Path) -> None:
         import docker  # type: ignore[import-untyped]
 
         docker.from_env().containers.get(container_id).remove(force=True)
+    for process_id in map(int, _noted(run_dir / "processes")):
+        _end(process_id, run_dir)
     shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _end(process_id: int, run_dir: Path) -> None:
+    """End a process of this run: one whose command line names the run's folder. The id alone may be somebody else's by now."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        for _ in range(50):
+            listed = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(process_id)], capture_output=True, text=True)  # fmt: skip # noqa: S607, PLW1510
+            if str(run_dir) not in listed.stdout:
+                return
+            os.kill(process_id, end)
+            time.sleep(0.1)
 
 
 def _noted(path: Path) -> list[str]:
