@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from kinguin_streams.cluster.connection import CLIENT_LOGGER, admin_config, consumer_config
+from kinguin_streams.cluster.connection import admin_config, consumer_config, new_client
 from kinguin_streams.cluster.publisher import Publisher, PublishFailed
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.consumers.batch import Batch, Held, Message, TopicPart, sort_out
@@ -106,10 +106,11 @@ class ConsumeLoop:
 
         Raises OperatorError for whatever stops it: lost_partition, topic_missing, topic_replaced, cluster_changed,
         offset_out_of_range, registry_needed, dead_letter_refused, not_authorized, kafka_unreachable,
-        kafka_client_failed, or those of consumers/database.py. What has not taken effect then will, after a restart.
+        kafka_client_failed, kafka_config_refused, those of consumers/database.py and of cluster/registry.py. What has not
+        taken effect then will, after a restart.
         """
         self._identity.ask()
-        consumer = Consumer({**self._config, "error_cb": self._on_error}, logger=CLIENT_LOGGER)
+        consumer = new_client(Consumer, {**self._config, "error_cb": self._on_error})
         try:
             consumer.subscribe(
                 list(self._expected), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke

@@ -8,7 +8,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, DescribeClusterResult, TopicDescription
 
-from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.cluster.topic_admin import unreachable
 from kinguin_streams.consumers.source_changed import cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -28,7 +28,7 @@ class SourceIdentity:
 
     def __init__(self, config: dict[str, Any], topics: list[str], wait_s: float) -> None:
         """config: from cluster.connection.admin_config. topics: names. wait_s: for an answer."""
-        self._admin = AdminClient(config, logger=CLIENT_LOGGER)
+        self._admin = new_client(AdminClient, config)
         self._topics = topics
         self._wait_s = wait_s
         self._known: tuple[str, dict[str, str]] | None = None
