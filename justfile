@@ -36,6 +36,11 @@ types:
 check:
     .ci/run
 
+# docs/asyncapi.json and docs/openapi.json, from the schemas, topics and routes that the program runs on
+documents:
+    uv run kinguin-streams schemas export --format asyncapi --output docs/asyncapi.json
+    uv run kinguin-streams schemas export --format openapi --output docs/openapi.json
+
 # the benchmarks, each against a baseline in the same run
 bench:
     uv run python benchmarks/ingress.py
