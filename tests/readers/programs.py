@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,16 @@ SCHEMAS = ROOT / "schemas" / "avro"
 
 Position = tuple[str, int, int]
 """Topic, partition, offset."""
+
+
+def new_prefix() -> str:
+    """Return a first part for topic names that nobody else has."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+def an_hour_ago_ms() -> int:
+    """Return an instant within every topic's retention, so that nothing goes while it is read."""
+    return (int(time.time()) - 3_600) * 1_000
 
 
 def python(module: str) -> list[str]:

@@ -7,7 +7,8 @@ from functools import cache
 from confluent_kafka import KafkaError, Message, Producer
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER, admin_config, producer_config
-from kinguin_streams.cluster.settings import KafkaSettings
+from kinguin_streams.cluster.registry import RegistryIds
+from kinguin_streams.cluster.settings import KafkaSettings, RegistrySettings
 from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
 from kinguin_streams.ingress.decide import Accepted, Delivery, Invalid, decide
 from kinguin_streams.ingress.secrets import Secrets
@@ -16,6 +17,7 @@ from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
 from kinguin_streams.schemas.events import Record, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import topics
+from tests import commands
 from tests.readers.corpus import STORES, BadRecord, BadWebhook, Webhook, bad_records, bad_webhooks, webhooks
 from tests.readers.witness import PARTITIONS
 
@@ -39,6 +41,15 @@ def publish_corpus(bootstrap_servers: str, prefix: str, base_ms: int, ids: Schem
     sent: tuple[Delivered, ...] = (*webhooks(), *bad_webhooks(), *bad_records())
     publish(bootstrap_servers, prefix, records(sent, prefix, base_ms, ids))
     return Published(prefix, tuple(spec.name for spec in declared.specs), sent, base_ms)
+
+
+def registered_ids(registry_url: str, prefix: str) -> SchemaIds:
+    """Register the schemas for the topics under the prefix, as a deployment does it, and return their ids."""
+    registered = commands.run(
+        {"KINGUIN_REGISTRY__URL": registry_url, "KINGUIN_TOPICS__PREFIX": prefix}, "schemas", "register"
+    )
+    assert registered.returncode == 0, registered.stderr
+    return RegistryIds(RegistrySettings(url=registry_url), topics(prefix))
 
 
 def publish(bootstrap_servers: str, prefix: str, records: Iterable[OutgoingRecord]) -> None:

@@ -4,8 +4,6 @@ import ast
 import json
 import subprocess
 import sys
-import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from tests.conftest import KafkaCluster
 from tests.readers import corpus, programs, toolchains, witness
-from tests.readers.published import Published, publish_corpus
+from tests.readers.published import Published, publish_corpus, registered_ids
 
 HERE = Path(__file__).parent
 PYTHON_READERS = ("apache_avro_reader", "confluent_reader", "kcat_reader")
@@ -32,13 +30,24 @@ SINGLE_OBJECT_READERS: dict[str, Callable[[], list[str]]] = {
     "java": lambda: toolchains.java(HERE / "java" / "Reader.java"),
     "go": lambda: toolchains.go(HERE / "go" / "main.go"),
 }
+CONFLUENT_READERS: dict[str, Callable[[], list[str]]] = {
+    **SINGLE_OBJECT_READERS,
+    "confluent-kafka": lambda: programs.python("confluent_reader"),
+}
 
 
 @pytest.fixture(scope="module")
 def single_object(kafka: KafkaCluster) -> Published:
     """The corpus in single-object encoding."""
-    an_hour_ago_ms = (int(time.time()) - 3_600) * 1_000  # within retention, so that nothing goes while it is read
-    return publish_corpus(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}", an_hour_ago_ms)
+    return publish_corpus(kafka.bootstrap_servers, programs.new_prefix(), programs.an_hour_ago_ms())
+
+
+@pytest.fixture(scope="module")
+def confluent(kafka: KafkaCluster, apicurio: str) -> Published:
+    """The corpus in the Confluent wire format."""
+    prefix = programs.new_prefix()
+    ids = registered_ids(apicurio, prefix)
+    return publish_corpus(kafka.bootstrap_servers, prefix, programs.an_hour_ago_ms(), ids)
 
 
 @pytest.mark.kafka
@@ -47,10 +56,17 @@ def test_every_field_of_every_record_in_single_object_encoding_is_what_was_sent(
     reader: str, kafka: KafkaCluster, single_object: Published
 ) -> None:
     command = SINGLE_OBJECT_READERS[reader]()
-    found = programs.read(
-        [*command, kafka.bootstrap_servers, "single-object", str(programs.SCHEMAS)], single_object.topics
-    )
-    check(found, single_object)
+    arguments = [kafka.bootstrap_servers, "single-object", str(programs.SCHEMAS)]
+    check(programs.read([*command, *arguments], single_object.topics), single_object)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("reader", CONFLUENT_READERS)
+def test_every_field_of_every_record_in_the_confluent_wire_format_is_what_was_sent(
+    reader: str, kafka: KafkaCluster, apicurio: str, confluent: Published
+) -> None:
+    command = CONFLUENT_READERS[reader]()
+    check(programs.read([*command, kafka.bootstrap_servers, "confluent", apicurio], confluent.topics), confluent)
 
 
 def check(found: dict[programs.Position, dict[str, Any]], published: Published) -> None:

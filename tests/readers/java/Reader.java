@@ -45,6 +45,9 @@ public final class Reader {
     }
 
     public static void main(String[] arguments) throws Exception {
+        // Both decoders ask this instance; without it times are long and money is bytes.
+        GenericData.get().addLogicalTypeConversion(new TimeConversions.TimestampMillisConversion());
+        GenericData.get().addLogicalTypeConversion(new Conversions.DecimalConversion());
         String bootstrapServers = arguments[0];
         List<String> topics = List.of(arguments).subList(3, arguments.length);
         Decode decode =
@@ -89,21 +92,16 @@ public final class Reader {
             Schema writer = schemas.findByFingerprint(ByteBuffer.wrap(value, 2, 8)
                     .order(java.nio.ByteOrder.LITTLE_ENDIAN)
                     .getLong());
-            return new BinaryMessageDecoder<GenericRecord>(logicalTypes(), writer, schemas).decode(value);
+            return new BinaryMessageDecoder<GenericRecord>(GenericData.get(), writer, schemas).decode(value);
         };
     }
 
+    /** Apicurio's deserializer knows ids by its registry's own API, which stands beside the Confluent one. */
     private static Decode confluent(String registryUrl) {
         AvroKafkaDeserializer<GenericRecord> deserializer = new AvroKafkaDeserializer<>();
-        deserializer.configure(Map.of("apicurio.registry.url", registryUrl), false);
+        String url = registryUrl.replace("/apis/ccompat/v7", "/apis/registry/v3");
+        deserializer.configure(Map.of("apicurio.registry.url", url), false);
         return deserializer::deserialize;
-    }
-
-    private static GenericData logicalTypes() {
-        GenericData data = new GenericData();
-        data.addLogicalTypeConversion(new TimeConversions.TimestampMillisConversion());
-        data.addLogicalTypeConversion(new Conversions.DecimalConversion());
-        return data;
     }
 
     private static ObjectNode canonical(ConsumerRecord<byte[], byte[]> record, Decode decode) throws IOException {
