@@ -31,8 +31,10 @@ def doctor(as_json: Json = False) -> None:
     """
     from kinguin_streams.cli import output
     from kinguin_streams.cli.settings import load
+    from kinguin_streams.telemetry.logs import configure
 
     settings = load()
+    configure(settings.log.level, settings.log.format)  # to stderr: stdout is for what was found
     found = []
     for diagnosis in _look(settings):
         found.append(diagnosis)
@@ -81,7 +83,7 @@ def _registry(settings: "Settings") -> Iterator[Diagnosis]:
     for level in plan.levels:
         if level.action == "set":
             detail = f"compatibility level {level.before or 'of the registry'}; `schemas register` sets FULL_TRANSITIVE"
-            yield Diagnosis(f"subject {level.subject}", "warn", detail)
+            yield Diagnosis(f"level of {level.subject}", "warn", detail)
 
 
 def _kafka(settings: "Settings") -> Iterator[Diagnosis]:

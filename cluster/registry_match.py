@@ -45,14 +45,11 @@ def _meanings(schema: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, ..
             yield from _meanings(branch, f"{place}|{number}")
     if not isinstance(schema, dict):
         return
-    kind = schema.get("type")
     if "logicalType" in schema:
         meaning = {attribute: schema.get(attribute) for attribute in _MEANING}
         if meaning["logicalType"] == "decimal":
             meaning["scale"] = meaning["scale"] or 0  # Avro: where it is not said, it is 0
         yield place, tuple(meaning.values())
-    if isinstance(kind, (list, dict)):  # {"type": {"type": "long", …}} is the inner type, written at length
-        yield from _meanings(kind, place)
     for field in schema.get("fields", ()):
         yield from _meanings(field["type"], f"{place}.{field['name']}".lstrip("."))
     for inner in ("items", "values"):

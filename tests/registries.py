@@ -108,6 +108,7 @@ class StandIn(RegistryServer):
         self.subjects: dict[str, list[int]] = {}
         self.levels: dict[str, str] = {}
         self.refuses: str | None = None  # what it says to whoever registers
+        self.refuses_levels = False
         self.next_id = 101
 
     def register(self, subject: str, text: str) -> int:
@@ -137,6 +138,8 @@ class StandIn(RegistryServer):
                 return _ok({"id": self.register(subject, json.loads(body)["schema"])})
             case "GET", ["config", subject] if subject in self.levels:
                 return _ok({"compatibilityLevel": self.levels[subject]})
+            case "PUT", ["config", _subject] if self.refuses_levels:
+                return _error(403, 40301, "not yours to set")
             case "PUT", ["config", subject]:
                 self.levels[subject] = json.loads(body)["compatibility"]
                 return _ok({"compatibility": self.levels[subject]})

@@ -103,8 +103,8 @@ class Streams:
         finally:
             consumer.close()
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """Return all that is in the dead-letter topic."""
+    def dead_letters(self, decoder: Decoder | None = None) -> list[DeadLetter]:
+        """Return all that is in the dead-letter topic. decoder: where a registry's ids were written."""
         name = self.name("dead-letter")
         ends = self.ends("dead-letter")
         consumer = Consumer({"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": "letters"}, logger=CLIENT_LOGGER)  # fmt: skip
@@ -113,7 +113,7 @@ class Streams:
             letters: list[DeadLetter] = []
             while len(letters) < sum(ends.values()):
                 for message in consumer.consume(1_000, 1.0):
-                    letter = Decoder().decode(message.value())
+                    letter = (decoder or Decoder()).decode(message.value())
                     assert isinstance(letter, DeadLetter)
                     letters.append(letter)
             return letters
@@ -147,6 +147,7 @@ class RunningLoop:
         projection: Projection = ORDER_STATE,
         *,
         decoder: Decoder | None = None,
+        encoder: Encoder | None = None,
         publisher_wait_s: float = 5.0,
         **settings: Any,
     ) -> None:
@@ -163,7 +164,7 @@ class RunningLoop:
             settings=ConsumerSettings(group_prefix=streams.prefix, **settings),
             store=self.store,
             decoder=decoder or Decoder(),
-            encoder=Encoder(),
+            encoder=encoder or Encoder(),
             publisher=self._publisher,
         )
         self.failure: Exception | None = None
