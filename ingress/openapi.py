@@ -47,7 +47,6 @@ _EXAMPLES: Final[Mapping[EventName, tuple[tuple[str, str], ...]]] = {
     ),
 }
 _REQUEST_ID: Final = "019bd1a7-3c5e-7b1a-9f00-5e3c8d2a4b6c"
-_NOWHERE: Final = "Every other method on this path."
 
 
 def document(*, version: str, port: int, admin_port: int) -> Json:
@@ -145,8 +144,8 @@ def _webhooks_path(name: str, whose: str, parameters: list[Json]) -> Json:
         },
         "responses": _referred(("204", "202", "400", "401", "404", "413", "422", "431", "500", "501", "503")),
     }
-    others = {"$ref": "#/components/responses/405"}
-    return path | {"x-other-methods": {"description": _NOWHERE, "responses": {"405": others}}}
+    others = _referred(("400", "404", "405", "413", "431", "500", "501"))
+    return path | {"x-other-methods": {"description": "Every other method on this path.", "responses": others}}
 
 
 def _ping(operation_id: str, whose: str) -> Json:

@@ -26,6 +26,7 @@ from kinguin_streams.schemas.events import DeadLetter, RecordName
 from kinguin_streams.schemas.topics import Topics, topics
 from tests.commands import clean_environment
 from tests.conftest import free_port
+from tests.ingress.documented import assert_documented
 
 SECRET = "k7Qw-test-secret-2nEr"
 NEXT_SECRET = "k7Qw-test-secret-next"
@@ -95,10 +96,14 @@ def webhook_headers(event: str | bytes | None, secret: str | bytes | None) -> li
 
 
 class Connection:
-    """One TCP connection, made anew when the server closes it. Not for several threads at once."""
+    """One TCP connection, made anew when the server closes it. Not for several threads at once.
 
-    def __init__(self, port: int, timeout_s: float = 15.0) -> None:
+    documented: whether every answer must be one that the OpenAPI document lists for the webhook port.
+    """
+
+    def __init__(self, port: int, timeout_s: float = 15.0, *, documented: bool = True) -> None:
         self._port = port
+        self._documented = documented
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
 
@@ -119,6 +124,8 @@ class Connection:
         if response.will_close:
             self.close()
         response.close()
+        if self._documented:
+            assert_documented(request, answer.status, answer.headers, answer.body)
         return answer
 
     def close(self) -> None:
@@ -264,7 +271,7 @@ class RunningIngress:
 
     def admin(self, path: str) -> Answer:
         """Get a page of the admin port."""
-        connection = Connection(self.admin_port, timeout_s=5)
+        connection = Connection(self.admin_port, timeout_s=5, documented=False)
         try:
             return connection.exchange(request_bytes("GET", path, [("Connection", "close")]), "GET")
         finally:
@@ -377,10 +384,12 @@ def running_ingress(bootstrap_servers: str, prefix: str, folder: Path, **setting
         running.log.close()
 
 
-def call_wsgi(application: Any, headers: Iterable[tuple[str, str]], body: bytes, path: str = "/webhooks") -> Answer:
+def call_wsgi(
+    application: Any, headers: Iterable[tuple[str, str]], body: bytes, path: str = "/webhooks", method: str = "POST"
+) -> Answer:
     """Call a WSGI application as waitress does, without a server. For what only a faulty part inside can bring about."""
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": "POST",
+        "REQUEST_METHOD": method,
         "PATH_INFO": path,
         "SCRIPT_NAME": "",
         "QUERY_STRING": "",
