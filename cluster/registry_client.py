@@ -8,10 +8,12 @@
 Not the look-up by text (POST subjects/{subject}): what counts as the same text differs from registry to registry.
 """
 
+import logging
 import re
 import weakref
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -57,6 +59,8 @@ class RegistryClient:
             ) from missing
         self._client: Any = SchemaRegistryClient.new_client(_config(settings))
         self._schema_type = Schema
+        for library in ("httpx", "httpx2"):  # a line at INFO for every request
+            logging.getLogger(library).setLevel(logging.WARNING)
         # Its connections outlive it otherwise. As a context manager it ends them in every release that we allow.
         weakref.finalize(self, self._client.__exit__)
         self.shown_url = without_credentials(settings.url or "").rstrip("/")
@@ -134,13 +138,16 @@ def without_credentials(text: str) -> str:
 
 
 def _config(settings: RegistrySettings) -> dict[str, Any]:
+    url, user_info = _split(settings.url or "")
     config: dict[str, Any] = {
-        "url": settings.url,
+        "url": url,
         "timeout": settings.timeout_s,  # its default is to wait for ever
         "max.retries": 0,  # whoever asks waits as it must, and a hanging registry costs one timeout
     }
     if settings.username is not None and settings.password is not None:
-        config["basic.auth.user.info"] = f"{settings.username}:{settings.password.get_secret_value()}"
+        user_info = f"{settings.username}:{settings.password.get_secret_value()}"
+    if user_info is not None:
+        config["basic.auth.user.info"] = user_info
     if settings.bearer_token is not None:
         # Its STATIC_TOKEN wants the ids of a Confluent Cloud cluster; a function of one's own may leave them empty.
         token = settings.bearer_token.get_secret_value()
@@ -158,6 +165,15 @@ def _config(settings: RegistrySettings) -> dict[str, Any]:
         if file is not None:
             config[key] = str(file)
     return config
+
+
+def _split(url: str) -> tuple[str, str | None]:
+    """Return the URL without a user, and "user:password" if it had one: the HTTP library logs the URLs it is given."""
+    found = re.search(r"://([^/\s]*)@", url.partition(",")[0])
+    if found is None:
+        return url, None
+    user, _, password = found[1].partition(":")
+    return re.sub(r"://[^/\s,]*@", "://", url), f"{unquote(user)}:{unquote(password)}"
 
 
 def _sorted_out(error: Exception, shown_url: str) -> Exception:

@@ -503,6 +503,18 @@ def test_a_bearer_token_is_sent_as_it_is_and_not_shown(server: StandIn, caplog: 
     assert "hunter2" not in repr(given) + str(unknown.value) + str(logs) + caplog.text
 
 
+def test_a_user_in_the_url_is_sent_and_not_shown(server: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.expect_basic("me", "hunter2/ö@x")
+    given = settings(
+        server,
+    ).model_copy(update={"url": server.url.replace("://", "://me:hunter2%2F%C3%B6@x@")})
+    with pytest.raises(UnknownSchema) as unknown, capture_logs() as logs:
+        RegistryIds(given, topics()).schema_of(7)
+    assert server.asked == {"GET /schemas/ids/7": 1}
+    assert "hunter2" not in repr(given) + str(unknown.value) + str(logs) + caplog.text
+
+
 @pytest.mark.parametrize("url", ["http://me:hid@den@127.0.0.1:1", "http://127.0.0.1:1/api?api_key=hid&x=den"])
 def test_what_is_secret_in_a_url_is_in_no_message(url: str) -> None:
     ids = RegistryIds(RegistrySettings(url=url), topics())
