@@ -7,6 +7,7 @@ and then, for one thing only: to notice that it was rebuilt and gives our ids to
 
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,6 +78,8 @@ class RegistryIds:
         self._auto_register = settings.auto_register
         self._ask_again_s = ask_again_s
         self._ask_again_max_s = ask_again_max_s
+        self.pause_s = min(1.0, ask_again_s)
+        """How often to see whether something is due."""
         self._verify_every_s = verify_every_s
         self._file = IdFile(settings.cache_file, self._client.shown_url)
         self._lock = threading.Lock()
@@ -84,6 +87,8 @@ class RegistryIds:
         self._questions: dict[int, threading.Event] = {}
         self._unknown: dict[int, _Wait] = {}
         self._away: _Wait | None = None
+        self._written: set[int] = set()
+        self._complain_again_s = 0.0
         self.contradiction: OperatorError | None = None
         self._load()
 
@@ -243,7 +248,8 @@ class RegistryIds:
     def id_of(self, schema: SchemaVersion) -> int:
         """Return the id of a shipped version under its topic's subject; registers it only if the settings say so.
 
-        While the registry is away: one that the file of ids knows, to be verified in the background.
+        While the registry is away: one that the file of ids knows. What is returned is verified now and then, in the
+        background: a contradiction is logged, since who writes has nobody to raise it to.
         Raises OperatorError: registry_away (and nothing known), schema_not_registered, registry_refused,
         registry_contradicts.
         """
@@ -259,13 +265,14 @@ class RegistryIds:
             if not ids:
                 raise _away_and_unknown(schema, away) from away
             log.warning("registry_away_id_from_file", record=schema.record, version=schema.version, schema_id=max(ids))
-            self._verify_in_background(max(ids))
+            self._watch(max(ids))
             return max(ids)
         with self._lock:
             self._learn(schema_id, schema)
         self._verify_others(schema_id, schema)
         if self.contradiction is not None:
             raise self.contradiction
+        self._watch(schema_id)
         return schema_id
 
     def _registered_id(self, subject: str, schema: SchemaVersion) -> int:
@@ -292,19 +299,25 @@ class RegistryIds:
                 except OperatorError:
                     return  # the caller raises it
 
-    def _verify_in_background(self, schema_id: int) -> None:
-        def verify() -> None:
-            while self.contradiction is None:
-                known = self._known[schema_id]
-                if known.source != "file":
-                    return
-                time.sleep(max(0.05, min(known.ask_again_s - time.monotonic(), self._ask_again_max_s)))
-                try:
-                    self._look_up(schema_id)
-                except OperatorError:
-                    return  # logged; who writes was told nothing wrong yet, and the next start refuses
+    def _watch(self, schema_id: int) -> None:
+        """See to it that an id which is written, and so never looked up by this process, is verified all the same."""
+        with self._lock:
+            first = not self._written
+            self._written.add(schema_id)
+        if first:
+            threading.Thread(target=_watch, args=(weakref.ref(self),), name="registry-watch", daemon=True).start()
 
-        threading.Thread(target=verify, name=f"registry-verify-{schema_id}", daemon=True).start()
+    def verify_what_is_due(self) -> None:
+        """Ask about the ids that are written, each when its time has come; log a contradiction, again and again."""
+        for schema_id in list(self._written):
+            if time.monotonic() < self._known[schema_id].ask_again_s:
+                continue
+            try:
+                self._look_up(schema_id)
+            except OperatorError as error:
+                if time.monotonic() >= self._complain_again_s:
+                    self._complain_again_s = time.monotonic() + self._verify_every_s
+                    log.error("registry_contradicts_what_is_written", reason=error.what, hint=error.hint)
 
     def _subject(self, schema: SchemaVersion) -> str:
         return subject_of(self._topics.name(schema.record))
@@ -320,6 +333,15 @@ class RegistryIds:
                 # A later release may have written ids of versions that this one does not know.
                 if (schema := by_fingerprint.get((subject, fingerprint))) is not None:
                     self._known[schema_id] = _Known(schema, "file", 0.0)
+
+
+def _watch(of: "weakref.ref[RegistryIds]") -> None:
+    """Verify as long as somebody has the ids."""
+    while (ids := of()) is not None:
+        ids.verify_what_is_due()
+        pause_s = ids.pause_s
+        del ids
+        time.sleep(pause_s)
 
 
 def register(client: RegistryClient, subject: str, schema: SchemaVersion) -> int:

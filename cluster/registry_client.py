@@ -18,6 +18,9 @@ from urllib.parse import unquote
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.telemetry.operator_error import OperatorError
 
+GREATEST_ID = 2**31 - 1
+"""Ids are Java's int, signed, though a frame has room for twice as many."""
+
 
 class NotInRegistry(Exception):
     """The registry has answered: it has no such id, subject or level of its own (404)."""
@@ -71,6 +74,8 @@ class RegistryClient:
 
         Raises NotInRegistry, RegistryAway.
         """
+        if schema_id > GREATEST_ID:  # asked for it, a registry answers that there is no such page
+            raise NotInRegistry("no registry gives such an id")
         try:
             schema = self._call("get_schema", schema_id)
         except RegistryRefused as error:  # an id that is none to this registry: it has answered, and is not away

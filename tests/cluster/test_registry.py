@@ -1,6 +1,7 @@
 """Ids from a registry over real HTTP that can be silent, wrong, rebuilt or gone."""
 
 import contextlib
+import gc
 import json
 import logging
 import threading
@@ -465,6 +466,28 @@ def test_a_writer_that_started_while_the_registry_was_away_verifies_when_it_is_b
         server.start()
         wait_for_contradiction(lambda: None, ids)
     assert ("error", "registry_contradicts") in [(line["log_level"], line["event"]) for line in logs]
+
+
+def test_a_registry_that_is_rebuilt_behind_a_running_writer_is_logged(server: StandIn) -> None:
+    register_all(server)
+    ids = RegistryIds(settings(server), topics(), ask_again_s=0.05, verify_every_s=0.2)
+    encoder = Encoder(ids=ids)
+    with capture_logs() as logs:
+        rebuilt(server)
+        wait_for_contradiction(lambda: None, ids)
+        time.sleep(0.3)
+    assert "registry_contradicts_what_is_written" in [line["event"] for line in logs]
+    assert encoder.encode(ORDER)[:1] == b"\x00"  # webhooks are taken on
+
+
+def test_nothing_is_asked_once_nobody_has_the_ids(server: StandIn) -> None:
+    register_all(server)
+    Encoder(ids=RegistryIds(settings(server), topics(), ask_again_s=0.05, verify_every_s=0.05))
+    gc.collect()
+    time.sleep(0.3)
+    before = server.asked.total()
+    time.sleep(0.3)
+    assert server.asked.total() == before
 
 
 def test_an_id_that_the_registry_has_lost_goes_on_and_is_reported(server: StandIn, tmp_path: Path) -> None:
