@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -18,14 +19,16 @@ from typing import Any
 
 import pytest
 
+from kinguin_streams.schemas.topics import DAY_MS, UNLIMITED_MS, topics
 from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
 from tests import commands
 from tests.conftest import KafkaCluster
 from tests.readers import programs, toolchains, witness
-from tests.readers.corpus import Webhook
+from tests.readers.corpus import TRACEPARENT, Webhook
 from tests.readers.published import publish, records, registered_ids
 
 PAGE = (programs.ROOT / "docs" / "consuming.md").read_text("utf-8")
+EXAMPLES = programs.ROOT / "schemas" / "examples"
 PATIENCE_S = 60
 BLOCK = re.compile(r"<!-- (run|not run): ([^\n]+) -->\n```(\w+)\n(.*?)```", re.DOTALL)
 RUN = {name: (language, text) for verb, name, language, text in BLOCK.findall(PAGE) if verb == "run"}
@@ -33,7 +36,7 @@ RUN = {name: (language, text) for verb, name, language, text in BLOCK.findall(PA
 ORDER_LINES = ("python-toolkit", "python-fastavro", "go-single-object")
 ORDER_LINES_WITH_REGISTRY = ("python-toolkit-registry", "python-confluent", "java-registry", "go-registry")
 PRODUCT_LINES = ("java-single-object", "python-evolution")
-OTHERS = ("kcat", "python-sqlite", "sql-newest-status", "schemas-export")
+OTHERS = ("kcat", "python-sqlite", "sql-newest-status", "flink-sql", "schemas-export")
 
 Line = tuple[str, str | None, datetime]
 
@@ -108,6 +111,8 @@ class Place:
                 return toolchains.go(source, once=True)
             case "sh":
                 return ["sh", str(source)]
+            case "sql":
+                return [*toolchains.flink_sql(), str(source)]
         return [sys.executable, str(source)]
 
 
@@ -234,6 +239,14 @@ def test_the_sql_gives_each_order_its_newest_status_and_counts_duplicates_once(p
     ]
 
 
+@pytest.mark.kafka
+def test_flink_counts_the_orders_by_status(place_with_registry: Place) -> None:
+    statuses = Counter(json.loads(sent.body)["status"] for sent in set(SENT) if sent.event == "order.status")
+    expected = [f"{status}|{count}" for status, count in statuses.items()]
+    found = lines("flink-sql", place_with_registry, len(expected) + 1)
+    assert sorted(found) == sorted(["OK", *expected])  # the table was made
+
+
 def _count(file: Path) -> int:
     database = sqlite3.connect(file)
     try:
@@ -247,6 +260,27 @@ def _count(file: Path) -> int:
 def test_every_program_of_the_page_says_whether_it_is_run_and_every_one_that_says_so_is() -> None:
     assert PAGE.count("\n```") == 2 * len(BLOCK.findall(PAGE))
     assert set(RUN) == {*ORDER_LINES, *ORDER_LINES_WITH_REGISTRY, *PRODUCT_LINES, *OTHERS}
+
+
+def first_column(section: str) -> list[str]:
+    """Return what stands in code in the first column of the tables under a heading."""
+    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+
+
+def test_the_topics_retention_and_headers_of_the_page_are_those_of_the_code() -> None:
+    example = EXAMPLES / "order.status" / "1" / "documented.json"
+    sent = replace(COMPLETED, body=example.read_bytes(), traceparent=TRACEPARENT)
+    (record,) = records([sent], "kinguin", 0)
+    headers = {name: value.decode() for name, value in record.headers}
+    specs = topics("kinguin").specs
+    named = [*(spec.name for spec in specs), *headers]
+    assert first_column("What is in a topic")[: len(named)] == named
+    for spec in specs:
+        row = next(row for row in PAGE.splitlines() if row.startswith(f"| `{spec.name}` |"))
+        assert ("for ever" if spec.retention_ms == UNLIMITED_MS else f"{spec.retention_ms // DAY_MS} days") in row
+    for name in ("ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "ce_subject", "content-type"):
+        assert f"| `{name}` | `{headers[name]}` |" in PAGE
 
 
 def test_the_fingerprints_of_the_page_are_those_of_the_shipped_schemas() -> None:

@@ -29,7 +29,7 @@ _OF_THE_BROKER = {
 }
 # Readers live for seconds: compiling them well costs more than it gains.
 _JVM_OPTIONS = (
-    *("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m", "-Xshare:auto"),
+    *("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m"),
     *("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"),
 )
 
@@ -39,11 +39,28 @@ def java(source: Path, *, once: bool = False) -> list[str]:
 
     once: the text will not come again, so it is compiled beside the source, not into the cache.
     """
-    jars = _jars()
-    inputs = [source, HERE / "java" / "jars.txt"]
-    classes = _made("java", inputs, lambda target: _compile_java(source, jars, target), once=once)
+    return _java(source, _jars(), (), once=once)
+
+
+def flink_sql() -> list[str]:
+    """Return the command that runs a file of Flink SQL.
+
+    Fetches Flink only under CI=true: its jars are 170 MB, more than all others together. Skips where they are not there.
+    """
+    pins = kafka_jars.parse_pins((HERE / "java" / "flink_jars.txt").read_text(encoding="ascii"))
+    folder = _CACHE_DIR / "flink-jars"
+    if os.environ.get("CI") != "true" and not all((folder / jar.file_name).exists() for jar in pins):
+        pytest.skip("Flink's jars, 170 MB, are fetched only under CI=true")
+    # Flink looks into the JDK's own classes where it serialises.
+    opened = (f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in ("java.lang", "java.util", "java.time"))
+    return _java(HERE / "java" / "FlinkSql.java", _fetched(folder, pins), ("-Xmx768m", *opened), once=False)
+
+
+def _java(source: Path, jars: tuple[Path, ...], options: Sequence[str], *, once: bool) -> list[str]:
+    pins = [HERE / "java" / name for name in ("jars.txt", "flink_jars.txt")]
+    classes = _made("java", [source, *pins], lambda target: _compile_java(source, jars, target), once=once)
     class_path = os.pathsep.join(map(str, [classes, *jars]))
-    return [str(_java_runtime()), *_JVM_OPTIONS, "-cp", class_path, source.stem]
+    return [str(_java_runtime()), *_JVM_OPTIONS, *options, "-cp", class_path, source.stem]
 
 
 def go(source: Path, *, once: bool = False) -> list[str]:
@@ -72,13 +89,20 @@ def missing(why: str) -> NoReturn:
 
 @cache
 def _jars() -> tuple[Path, ...]:
-    ours = kafka_jars.parse_pins((HERE / "java" / "jars.txt").read_text(encoding="ascii"))
     brokers = tuple(jar for jar in kafka_jars.pinned_jars() if jar.artifact in _OF_THE_BROKER)
+    return (*_our_jars(), *_fetched(kafka_jars.default_cache_dir(), brokers))
+
+
+@cache
+def _our_jars() -> tuple[Path, ...]:
+    return _fetched(
+        _CACHE_DIR / "jars", kafka_jars.parse_pins((HERE / "java" / "jars.txt").read_text(encoding="ascii"))
+    )
+
+
+def _fetched(folder: Path, pins: tuple[kafka_jars.Jar, ...]) -> tuple[Path, ...]:
     try:
-        return (
-            *kafka_jars.fetch_jars(_CACHE_DIR / "jars", jars=ours),
-            *kafka_jars.fetch_jars(kafka_jars.default_cache_dir(), jars=brokers),
-        )
+        return kafka_jars.fetch_jars(folder, jars=pins)
     except OperatorError as exc:
         why = f"{exc.what} {exc.hint}"
     missing(why)
@@ -95,7 +119,7 @@ def _java_runtime() -> Path:
 
 
 def _compile_java(source: Path, jars: Sequence[Path], target: Path) -> None:
-    ecj = next(jar for jar in jars if jar.name.startswith("ecj-"))
+    ecj = next(jar for jar in _our_jars() if jar.name.startswith("ecj-"))
     class_path = os.pathsep.join(map(str, jars))
     options = ["-source", "17", "-target", "17", "-proc:none", "-nowarn", "-encoding", "UTF-8", "-cp", class_path]
     _run([str(_java_runtime()), "-jar", str(ecj), *options, "-d", str(target), str(source)])
