@@ -11,6 +11,9 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 
 REQUEST_TIMEOUT_S = 15.0
 SILENCE_TIMEOUT_S = 30.0
+# librdkafka stops fetching while 100,000 records wait, and looks again after this time. With its default of a second,
+# 1,000,000 records of 500 B took 4.7 s; they take 1.6 s.
+FETCH_AGAIN_AFTER_MS = 10
 Offsets = Mapping[tuple[str, int], int]
 """(topic, partition) to offset."""
 
@@ -20,7 +23,8 @@ class TopicReader:
 
     def __init__(self, config: dict[str, Any]) -> None:
         """config: from cluster.connection.consumer_config; its group is never joined."""
-        self._consumer = new_client(Consumer, {**config, "enable.partition.eof": True})
+        preferred = {"fetch.queue.backoff.ms": FETCH_AGAIN_AFTER_MS}
+        self._consumer = new_client(Consumer, {**preferred, **config, "enable.partition.eof": True})
 
     def bounds(self, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
         """Return the first offset that retention has left and the one after the last, of every partition.
@@ -45,11 +49,32 @@ class TopicReader:
         """Return the offset after the last record of every partition, as `bounds` does."""
         return {key: end for key, (_, end) in self.bounds(topics).items()}
 
+    def offsets_at(self, at_ms: int, end: Offsets) -> dict[tuple[str, int], int]:
+        """Return, for every partition in `end`, the first offset with a record of this time or later; `end` if there is none.
+
+        at_ms: milliseconds since 1970, UTC. Records are not in the order of their times: later ones may be older.
+        Raises OperatorError("kafka_unreachable").
+        """
+        asked = [TopicPartition(topic, number, at_ms) for topic, number in end]
+        try:
+            answers = self._consumer.offsets_for_times(asked, timeout=REQUEST_TIMEOUT_S) if asked else []
+            for answer in answers:
+                if answer.error is not None:
+                    raise KafkaException(answer.error)
+        except KafkaException as error:
+            raise unreachable(error) from error
+        return {
+            (answer.topic, answer.partition): (
+                answer.offset if answer.offset >= 0 else end[answer.topic, answer.partition]
+            )
+            for answer in answers
+        }
+
     def read(self, start: Offsets, end: Offsets) -> Iterator[Message]:
         """Yield every record from `start` (the beginning where it says nothing) up to, not including, `end`.
 
-        Records that retention has taken are not there to be yielded. Raises OperatorError("kafka_silent") if the
-        cluster stops answering in between.
+        Records that retention has taken are not there to be yielded. Raises OperatorError: "kafka_silent" if the
+        cluster stops answering in between, "kafka_refused" if it will not give a partition's records.
         """
         first = {key: low for key, (low, _) in self.bounds(sorted({topic for topic, _ in end})).items()}
         positions = {key: max(start.get(key, 0), first.get(key, 0)) for key in end}
@@ -71,7 +96,7 @@ class TopicReader:
                 offset = int(message.offset() or 0)
                 if (error := message.error()) is not None:
                     if error.code() != KafkaError._PARTITION_EOF:
-                        raise KafkaException(error)
+                        raise _refused(key, offset, error)
                     next_offset = offset  # the end of a partition is told as the offset that the next record will have
                 else:
                     next_offset = offset + 1
@@ -85,3 +110,11 @@ class TopicReader:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
+
+
+def _refused(partition: tuple[str, int], offset: int, error: KafkaError) -> OperatorError:
+    return OperatorError(
+        "kafka_refused",
+        f"Kafka does not give the records of {partition[0]}/{partition[1]} from offset {offset} on: {error.str()}.",
+        "Check the rights on the topic (Read and Describe), and read again.",
+    )
