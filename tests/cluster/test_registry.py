@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -428,8 +429,7 @@ def test_a_registry_that_is_rebuilt_behind_a_running_reader_is_noticed(server: S
     clock.now_s += 599
     assert ids.schema_of(number) is STATUS
     clock.now_s += 1
-    ids.schema_of(number)  # asked again in the background, without waiting
-    wait_for_contradiction(lambda: None, ids)
+    wait_for_contradiction(lambda: ids.schema_of(number), ids)
     with pytest.raises(OperatorError) as refused:
         ids.schema_of(number)
     assert refused.value.code == "registry_contradicts"
@@ -501,6 +501,18 @@ def test_an_id_that_the_registry_has_lost_goes_on_and_is_reported(server: StandI
         assert [ids.schema_of(number) for _ in range(10)] == [STATUS] * 10
     assert [line["event"] for line in logs] == ["registry_lost_id"]
     assert "no longer in the registry" in RegistryIds(kept, topics()).verify_all()[0]
+
+
+# The extra
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka.schema_registry", None)
+    with pytest.raises(OperatorError, match=r"kinguin-streams\[registry\]") as missing:
+        RegistryIds(RegistrySettings(url="http://127.0.0.1:1"), topics())
+    assert missing.value.code == "registry_extra_missing"
+    with pytest.raises(OperatorError):
+        EncoderOnDemand(lambda: Encoder(ids=RegistryIds(RegistrySettings(url="http://127.0.0.1:1"), topics())))
 
 
 # What gets out

@@ -20,7 +20,7 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.conftest import KafkaCluster
 from tests.consumers.deliveries import order_complete, order_status
 from tests.consumers.kafka_streams import Streams, running_loop, wait_until
-from tests.registries import StandIn, running
+from tests.registries import Front, StandIn, running
 
 pytestmark = pytest.mark.kafka
 
@@ -91,7 +91,10 @@ def test_row_44_of_10000_bad_records_the_broken_are_dead_lettered_and_unknown_id
     topic, other = streams.name("order.status"), streams.name("order.complete")
     with running_loop(streams, tmp_path, decoder=decoder, schema_retry_s=0.05, schema_retry_max_s=0.05) as running_:
         ends = streams.ends(*ORDER_TOPICS)
-        running_.catch_up({(topic, 0): ends[topic, 0]})
+        done = {(topic, 0): ends[topic, 0]}
+        wait_until(
+            lambda: running_.failure is not None or running_.stored() == done, "8,000 dead letters", timeout_s=120
+        )
         wait_until(lambda: registry.asked_about_ids()[NOT_IN_THE_REGISTRY] >= 3, "the third question")
         asked = registry.asked_about_ids()
         intervals = (time.monotonic() - start_s) / interval_s + 1
@@ -151,6 +154,53 @@ def test_row_45_while_the_registry_is_down_known_ids_go_on_and_unknown_ones_wait
         assert running_.loop.dead_lettered == 0
     assert reader.orders_by_status(running_.state.url) == {"pending": 1, "processing": events, "completed": 1}
     assert streams.dead_letters() == []
+
+
+def test_row_45_the_same_with_a_real_registry_behind_a_line_that_is_cut(
+    streams: Streams, apicurio: str, tmp_path: Path
+) -> None:
+    """Its id of order.complete is unknown to a reader that has not met one before the line was cut."""
+    line = Front(apicurio)
+    with running(line):
+        settings = RegistrySettings(url=line.url, timeout_s=5, auto_register=True)
+        writer = Encoder(ids=RegistryIds(settings, streams.topics))
+        ids = RegistryIds(settings, streams.topics, ask_again_s=0.2, ask_again_max_s=1.0)
+        with running_loop(
+            streams, tmp_path, decoder=Decoder(ids), schema_retry_s=0.2, schema_retry_max_s=0.5
+        ) as running_:
+            streams.write(order_status("pending", order_id="A"), encoder=writer)
+            running_.catch_up(streams.ends("order.status"))
+            line.stop()
+            streams.write(order_complete(2, order_id="A"), order_status("processing", 1, order_id="A"), encoder=writer)
+            running_.catch_up(streams.ends("order.status"))
+            assert reader.orders_by_status(running_.state.url) == {"processing": 1}
+            line.start()
+            running_.catch_up(streams.ends(*ORDER_TOPICS))
+            assert running_.loop.dead_lettered == 0
+    assert reader.orders_by_status(running_.state.url) == {"completed": 1}
+
+
+def test_a_registry_that_hangs_keeps_no_consumer_from_its_other_records(
+    streams: Streams, registry: StandIn, tmp_path: Path
+) -> None:
+    """max.poll.interval.ms is 5 minutes: a consumer that waited for every question would lose its partitions."""
+    writer = Encoder(ids=ids_of(registry, streams))
+    ids = ids_of(registry, streams)
+    topic = streams.name("order.status")
+    with running_loop(streams, tmp_path, decoder=Decoder(ids), schema_retry_s=0.1, schema_retry_max_s=0.1) as running_:
+        streams.write(order_status("pending", order_id="first"), encoder=writer)
+        running_.catch_up(streams.ends("order.status"))
+        registry.silent_s = 60.0
+        for schema_id, partition in ((910, 0), (911, 1)):
+            streams.write_bytes("order.complete", with_id(schema_id, order_complete()), partition=partition)
+        start_s = time.monotonic()
+        for n in range(20):
+            streams.write(order_status("processing", order_id=f"O{n}"), encoder=writer)
+            time.sleep(0.1)
+        running_.catch_up({part: end for part, end in streams.ends("order.status").items() if part[0] == topic})
+        assert time.monotonic() - start_s < 12  # 2 s a question, and one question in 5 s, then 10
+        assert running_.failure is None
+        registry.go_on.set()
 
 
 def test_row_45_a_start_while_the_registry_is_down_goes_on_with_the_ids_of_the_file(
