@@ -140,6 +140,8 @@ class _Names:
 
 def _logical(attributes: Mapping[str, Any]) -> dict[str, Any]:
     logical_type = attributes.get("logicalType")
+    if logical_type is not None and not isinstance(logical_type, str):
+        logical_type = json.dumps(logical_type)  # the parsers pass anything as one that they do not know
     # Avro says that a decimal without a scale has none after the point.
     absent_scale = 0 if logical_type == "decimal" else None
     return {

@@ -167,6 +167,12 @@ def test_a_good_history_has_no_findings(changes: list[Change]) -> None:
             id="a logical type where it does not belong",
         ),
         pytest.param(
+            add("day", ["null", {"type": "int", "logicalType": 7}], default=None),
+            "lint",
+            "field day: readers ignore the logical type 7 on int",
+            id="a logical type that is no name",
+        ),
+        pytest.param(
             add("fee", ["null", {"type": "bytes", "logicalType": "decimal", "scale": 2}], default=None),
             "lint",
             "field fee: readers ignore a decimal of precision None",
