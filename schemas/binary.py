@@ -1,6 +1,6 @@
 """Avro's binary encoding, strict in both directions, compiled from a schema: the part of it that our schemas use.
 
-`reader` and `writer` turn a type, as it stands in an .avsc file, into a function. A reader takes what a writer writes and
+`coding` turns a type, as it stands in an .avsc file, into two functions. A reader takes what a writer writes and
 nothing else: Avro's other readers also take overlong numbers, a negative union branch, arrays in several blocks and text cut
 short, so that two different values would be one record. Timestamps are integers here, money is Decimal, an array is a
 tuple, and so is a record inside a record.
@@ -10,7 +10,7 @@ Why not a library: see docs/adr/0007. Proven against two of them in tests/schema
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from kinguin_streams.schemas import money
 
@@ -28,40 +28,32 @@ class UnsupportedType(Exception):
     """A type that no shipped schema uses. Adding it to a schema means adding it here first."""
 
 
-def reader(kind: Any) -> Read:
-    """Return the reader of a type as it stands in an .avsc file. Raises UnsupportedType."""
-    match kind:
-        case {"logicalType": "decimal", "type": "bytes", "precision": money.PRECISION, "scale": money.SCALE}:
-            return _read_money
-        case {"logicalType": "timestamp-millis", "type": "long"}:
-            return _read_instant
-        case ["null", inner]:
-            return partial(_read_optional, reader(inner))
-        case {"type": "array", "items": items} if _takes_a_byte(items):
-            return partial(_read_array, reader(items))
-        case {"type": "record", "fields": fields}:
-            return partial(_read_record, tuple(reader(field["type"]) for field in fields))
-        case str() if kind in _READ:
-            return _READ[kind]
-    raise UnsupportedType(f"no reader for {kind}")
+class Coding(NamedTuple):
+    """A type in both directions."""
+
+    read: Read
+    write: Write
 
 
-def writer(kind: Any) -> Write:
-    """Return the writer of a type as it stands in an .avsc file. Raises UnsupportedType."""
+def coding(kind: Any) -> Coding:
+    """Return the reader and the writer of a type as it stands in an .avsc file. Raises UnsupportedType."""
     match kind:
         case {"logicalType": "decimal", "type": "bytes", "precision": money.PRECISION, "scale": money.SCALE}:
-            return _write_money
+            return Coding(_read_money, _write_money)
         case {"logicalType": "timestamp-millis", "type": "long"}:
-            return _write_instant
+            return Coding(_read_instant, _write_instant)
         case ["null", inner]:
-            return partial(_write_optional, writer(inner))
+            one = coding(inner)
+            return Coding(partial(_read_optional, one.read), partial(_write_optional, one.write))
         case {"type": "array", "items": items} if _takes_a_byte(items):
-            return partial(_write_array, writer(items))
+            one = coding(items)
+            return Coding(partial(_read_array, one.read), partial(_write_array, one.write))
         case {"type": "record", "fields": fields}:
-            return partial(_write_record, tuple(writer(field["type"]) for field in fields))
-        case str() if kind in _WRITE:
-            return _WRITE[kind]
-    raise UnsupportedType(f"no writer for {kind}")
+            reads, writes = zip(*(coding(field["type"]) for field in fields), strict=True)
+            return Coding(partial(_read_record, reads), partial(_write_record, writes))
+        case str() if kind in _PRIMITIVES:
+            return _PRIMITIVES[kind]
+    raise UnsupportedType(f"no reader and writer for {kind}")
 
 
 def _takes_a_byte(items: Any) -> bool:
@@ -279,17 +271,10 @@ def _write_record(writes: tuple[Write, ...], values: Any) -> bytes:
     return b"".join(write(value) for write, value in zip(writes, values, strict=True))
 
 
-_READ: dict[str, Read] = {
-    "boolean": _read_boolean,
-    "int": _read_int,
-    "long": _read_long,
-    "bytes": _read_bytes,
-    "string": _read_string,
-}
-_WRITE: dict[str, Write] = {
-    "boolean": _write_boolean,
-    "int": _write_int,
-    "long": _write_long,
-    "bytes": _write_bytes,
-    "string": _write_string,
+_PRIMITIVES: dict[str, Coding] = {
+    "boolean": Coding(_read_boolean, _write_boolean),
+    "int": Coding(_read_int, _write_int),
+    "long": Coding(_read_long, _write_long),
+    "bytes": Coding(_read_bytes, _write_bytes),
+    "string": Coding(_read_string, _write_string),
 }

@@ -50,7 +50,11 @@ class SchemaIds(Protocol):
         ...
 
     def schema_of(self, schema_id: int) -> SchemaVersion:
-        """Return the shipped version behind an id; raises UnknownSchema if it is none of ours, or cannot be asked now."""
+        """Return the shipped version behind an id; raises UnknownSchema if it is none of ours, or cannot be asked now.
+
+        May raise OperatorError("registry_contradicts"): the registry was rebuilt, and gives an id that we know to another
+        schema. Nothing can be read then.
+        """
         ...
 
 
@@ -90,8 +94,8 @@ class Decoder:
     def decode(self, value: bytes | None) -> Record:
         """Return the record.
 
-        Raises UndecodableRecord, UnknownSchema or RegistryNeeded; nothing else, in time and memory proportional to
-        the length of the value whatever the bytes are.
+        Raises UndecodableRecord, UnknownSchema, RegistryNeeded, or what SchemaIds.schema_of raises; nothing else, in time
+        and memory proportional to the length of the value whatever the bytes are.
         """
         if value is None:
             raise UndecodableRecord("no_value", "the record has no value")
@@ -146,11 +150,11 @@ class _Layout:
 
 @cache
 def _layout(schema: SchemaVersion) -> _Layout:
-    fields = json.loads(schema.text)["fields"]
+    fields = [(attribute_name(field), binary.coding(field["type"])) for field in json.loads(schema.text)["fields"]]
     return _Layout(
         record=_RECORDS[schema.record],
-        readers=tuple((attribute_name(field), binary.reader(field["type"])) for field in fields),
-        writers=tuple((attribute_name(field), binary.writer(field["type"])) for field in fields),
+        readers=tuple((name, coding.read) for name, coding in fields),
+        writers=tuple((name, coding.write) for name, coding in fields),
     )
 
 
