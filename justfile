@@ -45,6 +45,7 @@ documents:
 bench:
     uv run python benchmarks/ingress.py
     uv run python benchmarks/consumers.py
+    uv run python benchmarks/codec.py
 
 # build the container image
 image tag='kinguin-streams:local':
