@@ -19,12 +19,13 @@ Offsets = Mapping[tuple[str, int], int]
 
 
 class TopicReader:
-    """A consumer that belongs to no group."""
+    """Asks about topics, and reads them, as a member of no group."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         """config: from cluster.connection.consumer_config; its group is never joined."""
         preferred = {"fetch.queue.backoff.ms": FETCH_AGAIN_AFTER_MS}
-        self._consumer = new_client(Consumer, {**preferred, **config, "enable.partition.eof": True})
+        self._config = {**preferred, **config, "enable.partition.eof": True}
+        self._consumer = new_client(Consumer, self._config)
 
     def bounds(self, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
         """Return the first offset that retention has left and the one after the last, of every partition.
@@ -81,11 +82,14 @@ class TopicReader:
         positions = {key: position for key, position in positions.items() if position < end[key]}
         if not positions:
             return
-        self._consumer.assign([TopicPartition(topic, part, offset) for (topic, part), offset in positions.items()])
+        # A client of its own: seen once on a busy machine, one that had read before handed out the end of a partition from its
+        # last assignment, and the stretch looked empty.
+        consumer = new_client(Consumer, self._config)
         try:
+            consumer.assign([TopicPartition(topic, part, offset) for (topic, part), offset in positions.items()])
             open_parts = set(positions)
             while open_parts:
-                message = self._consumer.poll(SILENCE_TIMEOUT_S)
+                message = consumer.poll(SILENCE_TIMEOUT_S)
                 if message is None:
                     raise OperatorError(
                         "kafka_silent",
@@ -105,7 +109,7 @@ class TopicReader:
                 if next_offset >= end[key]:
                     open_parts.discard(key)
         finally:
-            self._consumer.unassign()
+            consumer.close()
 
     def close(self) -> None:
         """Close the connection."""
