@@ -55,11 +55,13 @@ def check(
     from kinguin_streams.cli.schema_files import candidates as read_candidates
     from kinguin_streams.cli.settings import load
     from kinguin_streams.schemas.compatibility import check as check_versions
+    from kinguin_streams.schemas.compatibility import check_released
+    from kinguin_streams.schemas.versions import shipped
 
     if since is not None and not against_topics:
         raise typer.BadParameter("it is about the topics: give --against-topics too", param_hint="--since")
     candidates = read_candidates(path)
-    findings = list(check_versions(candidates))
+    findings = [*check_versions(candidates), *check_released(candidates, shipped())]
     answer: dict[str, Any] = {"checked": len(candidates), "findings": findings}
     report: RegistryReport | None = None
     usage: InUse | None = None
@@ -199,7 +201,7 @@ def _duration(seconds: float) -> str:
 
 def _line(finding: "Finding") -> str:
     version = "" if finding.version is None else f" version {finding.version}"
-    registered = "registered " if finding.source == "registry" else ""
-    against = "" if finding.against is None else f" against {registered}version {finding.against}"
+    whose = {"registry": "registered ", "released": "released "}.get(finding.source, "")
+    against = "" if finding.against is None else f" against {whose}version {finding.against}"
     warning = "warning: " if finding.severity == "warning" else ""
     return f"{warning}{finding.record}{version}{against}: {finding.kind}: {finding.message}"

@@ -20,7 +20,7 @@ from fastavro.schema import SchemaParseException
 
 from kinguin_streams.schemas.resolution import Obstacle, obstacles
 from kinguin_streams.schemas.schema_tree import Kind, tree_of
-from kinguin_streams.schemas.versions import fingerprint_of
+from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, fingerprint_of
 
 NAMESPACE = "kinguin.v1"
 MEANING = ("logicalType", "scale", "precision")
@@ -66,7 +66,7 @@ class Finding:
     reader: str | None = None
     """Whose reader could not read, or would misread: "version 1"."""
     severity: Literal["error", "warning"] = "error"
-    source: Literal["files", "registry", "topics"] = "files"
+    source: Literal["files", "released", "registry", "topics"] = "files"
     """What was compared with. `against` counts there: the registry numbers the versions of a subject by itself."""
 
 
@@ -106,6 +106,35 @@ def check(versions: Sequence[CandidateVersion]) -> tuple[Finding, ...]:
             ]
     findings += _shared_fingerprints([candidate for history in by_record.values() for candidate in history])
     return tuple(findings)
+
+
+def check_released(candidates: Sequence[CandidateVersion], released: SchemaCatalogue) -> tuple[Finding, ...]:
+    """Return how candidates differ from the released versions whose fingerprints they have. Words may differ.
+
+    A fingerprint leaves out logical types, scales and defaults. Records of the released version, and its readers, are out
+    there; under the same fingerprint they must go on meaning the same.
+    """
+    findings: list[Finding] = []
+    for candidate in candidates:
+        if why_unreadable(candidate.text) is None and (twin := released.by_fingerprint(fingerprint_of(candidate.text))):
+            findings += _edits(candidate, twin)
+    return tuple(findings)
+
+
+def _edits(candidate: CandidateVersion, released: SchemaVersion) -> Iterator[Finding]:
+    if tree_of(candidate.text) == tree_of(released.text):
+        return
+    against = CandidateVersion(record=released.record, version=released.version, text=released.text)
+    theirs, ours = f"released version {released.version}", f"version {candidate.version}"
+    faults = list(faults_between(Side(theirs, released.text), Side(ours, candidate.text)))
+    for fault in faults:
+        yield _finding(
+            candidate, against, fault.kind, fault.message, field=fault.field, reader=fault.reader, source="released"
+        )
+    if not faults:
+        # A reader of the edited version may do without a field that deployed readers of the same version need.
+        message = "it is not as it was released: another default or alias"
+        yield _finding(candidate, against, "meaning", message, source="released")
 
 
 def why_unreadable(text: str) -> str | None:
@@ -326,6 +355,7 @@ def _finding(
     *,
     field: str | None = None,
     reader: str | None = None,
+    source: Literal["files", "released"] = "files",
 ) -> Finding:
     return Finding(
         record=candidate.record,
@@ -335,4 +365,5 @@ def _finding(
         message=message,
         field=field,
         reader=reader,
+        source=source,
     )

@@ -16,6 +16,7 @@ from kinguin_streams.schemas.codec import (
 )
 from kinguin_streams.schemas.compatibility import CandidateVersion, Finding, Side, faults_between, why_unreadable
 from kinguin_streams.schemas.names import RecordName
+from kinguin_streams.schemas.schema_tree import tree_of
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, fingerprint_of
 
@@ -118,8 +119,8 @@ class _Known:
     def __init__(self, catalogue: SchemaCatalogue, candidates: Sequence[CandidateVersion]) -> None:
         self._catalogue = catalogue
         readable = [candidate for candidate in candidates if why_unreadable(candidate.text) is None]
+        self._trees = [tree_of(candidate.text) for candidate in readable]
         self._candidates = {fingerprint_of(candidate.text): candidate for candidate in readable}
-        self._released = {fingerprint_of(candidate.text) for candidate in readable}
 
     def numbers(self, record: RecordName) -> set[int]:
         """Return the numbers of all versions of a record."""
@@ -127,9 +128,12 @@ class _Known:
         return shipped | {each.version for each in self._candidates.values() if each.record == record}
 
     def is_left_out(self, record: RecordName, version: int) -> bool:
-        """Return whether a shipped version, as it is, is none of the candidates."""
-        shipped = [schema for schema in self._catalogue.versions(record) if schema.version == version]
-        return bool(shipped) and shipped[0].fingerprint not in self._released
+        """Return whether a shipped version, as it is, is none of the candidates. Its fingerprint leaves out what bytes mean."""
+        return any(
+            tree_of(schema.text) not in self._trees
+            for schema in self._catalogue.versions(record)
+            if schema.version == version
+        )
 
     def name(self, seen: Seen, record: RecordName, texts_by_id: Mapping[int, str | None] | None) -> int | Finding:
         """Return the version of a header, or what is wrong with it."""
@@ -187,7 +191,7 @@ def _left_out(usage: VersionInUse) -> Finding:
         against=None,
         kind="in_use",
         message=f"records of version {usage.version} are still in {usage.topic}, {usage.records} of them until {last}; "
-        "a reader without it, as it was released, would stop",
+        "a reader without it, as it was released, would stop or misread them",
         source="topics",
     )
 

@@ -106,7 +106,8 @@ def test_a_release_without_a_version_that_is_in_a_topic_is_refused(
     assert refused.returncode == 1
     assert (
         f"product.update version 3: in_use: records of version 3 are still in {declared.name('product.update')}, 1 of "
-        "them until 2026-03-01T12:00:00Z; a reader without it, as it was released, would stop" in refused.stdout
+        "them until 2026-03-01T12:00:00Z; a reader without it, as it was released, would stop or misread them"
+        in refused.stdout
     )
 
 
@@ -142,6 +143,22 @@ def test_a_cluster_without_our_topics_is_not_a_clean_bill(environment: dict[str,
     assert checked.returncode == 1
     assert "None of our topics is on this cluster" in checked.stderr
     assert "Traceback" not in checked.stderr
+
+
+@pytest.mark.kafka
+def test_a_released_version_edited_under_its_own_fingerprint_is_refused(
+    put: Put, environment: dict[str, str], declared: Topics, tmp_path: Path
+) -> None:
+    folder = write_shipped(tmp_path)
+    put(single_object(1), AT_MS)
+    file = folder / "product.update" / "1.avsc"
+    file.write_text(file.read_text("utf-8").replace('"timestamp-millis"', '"timestamp-micros"'), "utf-8")
+    refused = run(environment, "schemas", "check", "--path", str(folder), "--against-topics")
+    assert refused.returncode == 1
+    assert (
+        "product.update version 1 against released version 1: meaning: field updatedAt: a reader of" in refused.stdout
+    )
+    assert f"in_use: records of version 1 are still in {declared.name('product.update')}" in refused.stdout
 
 
 # Against a registry

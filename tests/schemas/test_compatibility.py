@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kinguin_streams.cli.schemas import app
-from kinguin_streams.schemas.compatibility import CandidateVersion, Finding, check
-from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
+from kinguin_streams.schemas.compatibility import CandidateVersion, Finding, check, check_released
+from kinguin_streams.schemas.names import RecordName
+from kinguin_streams.schemas.versions import RECORD_NAMES, fingerprint_of, shipped
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 Schema = dict[str, Any]
@@ -382,6 +383,56 @@ def test_records_of_different_names_must_not_share_a_fingerprint() -> None:
     assert [finding.kind for finding in check([*history(), twin])] == ["fingerprint"]
 
 
+# Against what is released
+
+
+def _released(record: RecordName, change: Change = lambda _: None) -> CandidateVersion:
+    """The version 1 that is shipped, with a change."""
+    schema = json.loads(shipped().get(record, 1).text)
+    change(schema)
+    return CandidateVersion(record=record, version=1, text=json.dumps(schema))
+
+
+def test_what_is_as_it_was_released_has_no_findings_nor_has_a_change_of_words() -> None:
+    versions = [_released(record) for record in RECORD_NAMES]
+    assert check_released([*versions[1:], _released("product.update", top(doc="Better words."))], shipped()) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "says"),
+    [
+        pytest.param(
+            retype("updatedAt", "long"),
+            "updatedAt",
+            "a reader of released version 1 misreads what version 1 writes: logicalType was timestamp-millis and is none",
+            id="a logical type goes",
+        ),
+        pytest.param(
+            retype("updatedAt", {"type": "long", "logicalType": "timestamp-micros"}),
+            "updatedAt",
+            "logicalType was timestamp-millis and is timestamp-micros",
+            id="another unit",
+        ),
+        pytest.param(
+            retype("store", "string", default=""),
+            None,
+            "it is not as it was released: another default or alias",
+            id="a default, on which a later version would count and no deployed reader has",
+        ),
+    ],
+)
+def test_a_released_version_that_is_edited_under_its_own_fingerprint_is_refused(
+    change: Change, field: str | None, says: str
+) -> None:
+    """A record with one version has nothing else to be compared with."""
+    edited = _released("order.status", change)
+    assert fingerprint_of(edited.text) == shipped().get("order.status", 1).fingerprint
+    [finding] = check_released([edited], shipped())
+    assert (finding.record, finding.version, finding.against) == ("order.status", 1, 1)
+    assert (finding.kind, finding.source, finding.field) == ("meaning", "released", field)
+    assert says in finding.message
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -432,6 +483,16 @@ def test_the_command_prints_a_line_for_each_finding_and_exits_1(tmp_path: Path) 
     )
     assert fingerprint.startswith("purchase version 2 against version 1: fingerprint: the same fingerprint as purchase")
     assert result.stderr == "2 versions checked, 2 findings\n"
+
+
+def test_the_command_refuses_a_released_version_with_another_meaning(tmp_path: Path) -> None:
+    _write(tmp_path, [_released("order.status", retype("updatedAt", "long"))])
+    result = _run("check", "--path", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "order.status version 1 against released version 1: meaning: field updatedAt: a reader of released version 1 misreads "
+        "what version 1 writes: logicalType was timestamp-millis and is none\n"
+    )
 
 
 def test_the_command_prints_one_object_for_machines(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_candidate_set_that_lacks_a_version_in_use_is_refused() -> None:
     assert finding.severity == "error"
     assert finding.message == (
         "records of version 1 are still in kinguin.product.update, 12 of them until 2026-03-01T12:01:00Z; "
-        "a reader without it, as it was released, would stop"
+        "a reader without it, as it was released, would stop or misread them"
     )
     assert look(seen(single_object(shipped().get("product.update", 2))), candidates=fewer).findings == ()
 
@@ -105,6 +105,19 @@ def test_a_released_version_that_was_edited_is_lacking_too() -> None:
     ]
     [finding] = look(seen(single_object(shipped().get("product.update", 1))), candidates=candidates).findings
     assert "as it was released" in finding.message
+
+
+def test_a_released_version_that_means_something_else_under_its_own_fingerprint_is_lacking_too() -> None:
+    """A fingerprint leaves out the unit of a time, so that the records look as if they could be read."""
+    edited = [
+        CandidateVersion(
+            record=each.record, version=each.version, text=each.text.replace('"timestamp-millis"', '"date"')
+        )
+        for each in ALL
+    ]
+    [finding] = look(seen(single_object(shipped().get("product.update", 1))), candidates=edited).findings
+    assert "records of version 1 are still in" in finding.message
+    assert "would stop or misread them" in finding.message
 
 
 def test_a_candidate_that_is_not_shipped_yet_is_known_in_the_topics() -> None:
