@@ -168,7 +168,7 @@ class RegistryIds:
             schema = identify(text, shipped())
         except NotOurs as reason:
             if known is not None:
-                self._contradicts(schema_id, known.schema, str(reason))
+                self._contradicts(schema_id, _named(known.schema), str(reason))
             else:
                 self._waits(schema_id, str(reason))
         else:
@@ -177,11 +177,14 @@ class RegistryIds:
     def _learn(self, schema_id: int, schema: SchemaVersion) -> None:
         known = self._known.get(schema_id)
         if known is not None and not _same(known.schema, schema):
-            self._contradicts(schema_id, known.schema, f"{schema.record} version {schema.version}")
+            self._contradicts(schema_id, _named(known.schema), _named(schema))
+            return
+        before = self._file.add(self._subject(schema), schema_id, schema.fingerprint.hex())
+        if before is not None:
+            self._contradicts(schema_id, _named_by(before), _named(schema))
             return
         self._known[schema_id] = _Known(schema, "registry", time.monotonic() + self._verify_every_s)
         self._unknown.pop(schema_id, None)
-        self._file.add(self._subject(schema), schema_id, schema.fingerprint.hex())
 
     def _is_missing(self, schema_id: int) -> None:
         known = self._known.get(schema_id)
@@ -218,24 +221,31 @@ class RegistryIds:
         delay_s = self._ask_again_s if before is None else min(before.delay_s * 2, self._ask_again_max_s)
         return _Wait(time.monotonic() + delay_s, delay_s, reason)
 
-    def _contradicts(self, schema_id: int, schema: SchemaVersion, now_means: str) -> None:
+    def _contradicts(self, schema_id: int, was: str, now_means: str) -> None:
+        self._stop(
+            schema_id,
+            f"Schema id {schema_id} was {was}, and the registry at {self._client.shown_url} now says that it is {now_means}.",
+        )
+
+    def _stop(self, schema_id: int, what: str) -> None:
         self.contradiction = OperatorError(
             "registry_contradicts",
-            f"Schema id {schema_id} was {schema.record} version {schema.version}, and the registry at "
-            f"{self._client.shown_url} now says that it is {now_means}.",
+            what,
             "Was the registry rebuilt with other ids? Records in the topics still carry the old ones: restore it with "
             f"its ids. If no topic holds such records, delete {self._file.path} and start again.",
         )
-        log.error("registry_contradicts", schema_id=schema_id, reason=self.contradiction.what)
+        log.error("registry_contradicts", schema_id=schema_id, reason=what)
 
     def verify_all(self) -> tuple[str, ...]:
         """Ask about every id that the file knows; return what is wrong with them. Stops at a contradiction."""
+        if self.contradiction is not None:
+            return (_told(self.contradiction),)
         found: list[str] = []
         for schema_id, known in list(self._known.items()):
             try:
                 self._look_up(schema_id)
             except OperatorError as error:
-                return (*found, f"{error.what} {error.hint}")
+                return (*found, _told(error))
             if self._known[schema_id].source == "lost":
                 found.append(
                     f"id {schema_id} of {known.schema.record} version {known.schema.version} is no longer in the registry: "
@@ -253,6 +263,8 @@ class RegistryIds:
         Raises OperatorError: registry_away (and nothing known), schema_not_registered, registry_refused,
         registry_contradicts.
         """
+        if self.contradiction is not None:
+            raise self.contradiction
         subject = self._subject(schema)
         try:
             if self._away is not None and time.monotonic() < self._away.until_s:
@@ -328,11 +340,16 @@ class RegistryIds:
             for record in RECORD_NAMES
             for schema in shipped().versions(record)
         }
+        fingerprints: dict[int, str] = {}
         for subject, ids in self._file.read().items():
             for schema_id, fingerprint in ids.items():
                 # A later release may have written ids of versions that this one does not know.
                 if (schema := by_fingerprint.get((subject, fingerprint))) is not None:
                     self._known[schema_id] = _Known(schema, "file", 0.0)
+                before = fingerprints.setdefault(schema_id, fingerprint)
+                if before != fingerprint:
+                    both = f"{_named_by(before)} and to {_named_by(fingerprint)}"
+                    self._stop(schema_id, f"{self._file.path} gives schema id {schema_id} to {both}.")
 
 
 def _watch(of: "weakref.ref[RegistryIds]") -> None:
@@ -374,6 +391,19 @@ def _is(text: str, schema: SchemaVersion) -> bool:
 def _same(one: SchemaVersion, other: SchemaVersion) -> bool:
     # Not by identity: threads that are the first to ask for the shipped versions may each get their own copy.
     return one.fingerprint == other.fingerprint
+
+
+def _named(schema: SchemaVersion) -> str:
+    return f"{schema.record} version {schema.version}"
+
+
+def _named_by(fingerprint: str) -> str:
+    schema = shipped().by_fingerprint(bytes.fromhex(fingerprint))
+    return f"a schema with the fingerprint {fingerprint}, unknown to this release" if schema is None else _named(schema)
+
+
+def _told(error: OperatorError) -> str:
+    return f"{error.what} {error.hint}"
 
 
 def _away_and_unknown(schema: SchemaVersion, away: RegistryAway) -> OperatorError:

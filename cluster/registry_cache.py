@@ -33,16 +33,26 @@ class IdFile:
         """Return subject → id → fingerprint; nothing if there is no file, or none that can be read."""
         return _of(self._load(), self._registry)
 
-    def add(self, subject: str, schema_id: int, fingerprint: str) -> None:
-        """Keep an id. A file that cannot be written is complained about once: ids are then known until the end only."""
-        if self.path is None or self.read().get(subject, {}).get(schema_id) == fingerprint:
-            return
+    def add(self, subject: str, schema_id: int, fingerprint: str) -> str | None:
+        """Keep an id, unless the file has it with another fingerprint, under whatever subject; then return that one.
+
+        Another process may have written that since this one has read the file: replacing it would take from whoever
+        starts next what it could notice a rebuilt registry by. A file that cannot be written is complained about once:
+        ids are then known until the end only.
+        """
+        known = self.read()
+        other = _other_meaning(known, schema_id, fingerprint)
+        if self.path is None or other is not None or schema_id in known.get(subject, {}):
+            return other
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 content = self._load()
                 known = _of(content, self._registry)
+                other = _other_meaning(known, schema_id, fingerprint)
+                if other is not None:
+                    return other
                 known.setdefault(subject, {})[schema_id] = fingerprint
                 content[self._registry] = known
                 _replace(self.path, content)
@@ -55,6 +65,7 @@ class IdFile:
                     reason=error.strerror,
                     hint="a restart while the registry is away would know no ids: set KINGUIN_REGISTRY__CACHE_FILE",
                 )
+        return None
 
     def _load(self) -> dict[str, object]:
         if self.path is None:
@@ -67,6 +78,10 @@ class IdFile:
             log.warning("registry_ids_unreadable", file=str(self.path), reason=str(error))
             return {}
         return content if isinstance(content, dict) else {}
+
+
+def _other_meaning(known: Subjects, schema_id: int, fingerprint: str) -> str | None:
+    return next((ids[schema_id] for ids in known.values() if ids.get(schema_id, fingerprint) != fingerprint), None)
 
 
 def _replace(path: Path, content: Mapping[str, object]) -> None:

@@ -421,6 +421,60 @@ def test_ids_that_mean_something_else_now_stop_a_reader_before_it_misreads(serve
     assert refused.value.code == "registry_contradicts"
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        pytest.param(*shipped().versions("product.update")[:2], id="under one subject"),
+        pytest.param(COMPLETE, STATUS, id="under two subjects"),
+    ],
+)
+def test_what_another_process_has_written_meanwhile_contradicts_too(
+    server: StandIn, tmp_path: Path, before: SchemaVersion, now: SchemaVersion
+) -> None:
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    late = RegistryIds(kept, topics())  # the file has nothing yet
+    number = server.register("any", before.text)
+    RegistryIds(kept, topics()).schema_of(number)
+    written = (tmp_path / "ids.json").read_text()
+    server.schemas[number] = now.text
+    with pytest.raises(OperatorError, match=f"was {before.record} version {before.version}") as refused:
+        late.schema_of(number)
+    assert refused.value.code == "registry_contradicts"
+    assert (tmp_path / "ids.json").read_text() == written  # for who starts next
+    with pytest.raises(OperatorError):
+        RegistryIds(kept, topics()).schema_of(number)
+
+
+def test_an_id_of_a_version_that_only_a_newer_release_knows_is_taken_all_the_same(
+    server: StandIn, tmp_path: Path
+) -> None:
+    number = server.register("any", STATUS.text)
+    (tmp_path / "ids.json").write_text(json.dumps({server.url: {subject("order.status"): {str(number): "ab" * 8}}}))
+    with pytest.raises(OperatorError, match="abababababababab") as refused:
+        RegistryIds(settings(server, cache_file=tmp_path / "ids.json"), topics()).schema_of(number)
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_a_file_that_gives_one_id_two_meanings_stops_before_either_is_believed(server: StandIn, tmp_path: Path) -> None:
+    register_all(server)
+    number = server.subjects[subject("order.status")][0]
+    both = {subject(schema.record): {str(number): schema.fingerprint.hex()} for schema in (STATUS, COMPLETE)}
+    (tmp_path / "ids.json").write_text(json.dumps({server.url: both}))
+    ids = RegistryIds(settings(server, cache_file=tmp_path / "ids.json"), topics())
+    for use in (lambda: ids.schema_of(number), lambda: ids.id_of(STATUS)):
+        with pytest.raises(OperatorError, match=r"order\.status version 1 .*order\.complete version 1") as refused:
+            use()
+        assert refused.value.code == "registry_contradicts"
+
+
+def test_two_prefixes_may_share_an_id_of_one_schema(server: StandIn, tmp_path: Path) -> None:
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    for prefix in ("one", "two"):
+        number = server.register(f"{prefix}.order.status-value", STATUS.text)
+        assert RegistryIds(kept, topics(prefix)).id_of(STATUS) == number
+    assert len(json.loads((tmp_path / "ids.json").read_text())[server.url]) == 2
+
+
 def test_a_registry_that_is_rebuilt_behind_a_running_reader_is_noticed(server: StandIn, clock: Clock) -> None:
     number = server.register("any", STATUS.text)
     ids = RegistryIds(settings(server), topics(), verify_every_s=600)
