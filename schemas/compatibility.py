@@ -6,6 +6,7 @@ an enum and on bytes read as a string, none of which Apache's own Python reader 
 witness, for each in tests/schemas/test_compatibility_pairs.py.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from avro.errors import AvroException, IgnoredLogicalType
 from avro.schema import parse
 from fastavro.schema import SchemaParseException
 
+from kinguin_streams.schemas.defaults import reads_alike
 from kinguin_streams.schemas.resolution import Obstacle, obstacles
 from kinguin_streams.schemas.schema_tree import Kind, tree_of
 from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, fingerprint_of
@@ -299,19 +301,9 @@ def _lint_record(schema: Kind, where: str) -> Iterator[tuple[str | None, str]]:
             or field.default not in (None, "null")
         ):
             yield name, f'field {name}: what may be absent is ["null", T] with default null'
-        if field.default not in (None, "null", "[]", "{}") and not _is_its_own_json(kind):
-            yield name, f"field {name}: readers make different values of the default {field.default}; use null"
+        elif field.default is not None and not reads_alike(kind, json.loads(field.default)):
+            yield name, f"field {name}: readers do not agree on the default {field.default}; use null"
         yield from _lint_type(name, kind.but_null())
-
-
-def _is_its_own_json(kind: Kind) -> bool:
-    """Return whether a default is the value itself.
-
-    fastavro hands out the JSON as it stands: a text for bytes, a number for a time, a record without its own defaults.
-    """
-    if kind.logical_type is not None or kind.base in ("bytes", "fixed", "record"):
-        return False
-    return all(_is_its_own_json(part) for part in (*kind.branches, *([kind.inner] if kind.inner else [])))
 
 
 def _lint_aliases(field: str | None, what: str, aliases: Sequence[str]) -> Iterator[tuple[str | None, str]]:

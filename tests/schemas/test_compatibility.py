@@ -119,6 +119,10 @@ def test_the_shipped_versions_may_be_released() -> None:
         pytest.param([remove("note")], id="a nullable field goes"),
         pytest.param([remove("paid")], id="a field with a default goes"),
         pytest.param([add("gift", "boolean", default=False)], id="a field with a default comes"),
+        pytest.param(
+            [add("tags", {"type": "array", "items": "string"}, default=["new"])], id="a list with a default comes"
+        ),
+        pytest.param([add("tags", {"type": "map", "values": "int"}, default={"a": 2**31 - 1})], id="a map likewise"),
         pytest.param([add("refunded", ["null", MONEY], default=None)], id="nullable money comes"),
         pytest.param([line(NEW_FIELD)], id="a nullable field comes within a list"),
         pytest.param([add("tags", ["null", {"type": "array", "items": "string"}], default=None)], id="a list comes"),
@@ -150,15 +154,35 @@ def test_a_good_history_has_no_findings(changes: list[Change]) -> None:
         pytest.param(
             add("digest", "bytes", default=""),
             "lint",
-            'field digest: readers make different values of the default ""',
+            'field digest: readers do not agree on the default ""',
             id="bytes with a default: fastavro hands out a text",
         ),
-        pytest.param(add("paidAt", TIME, default=0), "lint", "of the default 0; use null", id="a time with a default"),
+        pytest.param(add("paidAt", TIME, default=0), "lint", "on the default 0; use null", id="a time with a default"),
         pytest.param(
             add("times", {"type": "array", "items": TIME}, default=[0]),
             "lint",
-            "of the default [0]",
+            "on the default [0]",
             id="times likewise",
+        ),
+        pytest.param(add("qty", "long", default=True), "lint", "on the default true; use", id="a number that is none"),
+        pytest.param(add("qty", "long", default=2**63), "lint", "on the default 9223372036854775808", id="65 bits"),
+        pytest.param(
+            add("tags", {"type": "map", "values": {"type": "array", "items": "int"}}, default={"a": [1, 2**31]}),
+            "lint",
+            'on the default {"a": [1, 2147483648]}',
+            id="a default with something wrong deep within",
+        ),
+        pytest.param(
+            add("tags", {"type": "map", "values": "long"}, default={"\ud800": 1}),
+            "lint",
+            'on the default {"\\ud800": 1}',
+            id="a key that is no text",
+        ),
+        pytest.param(
+            add("tags", {"type": "array", "items": ["null", "string"]}, default=["a"]),
+            "lint",
+            'on the default ["a"]',
+            id="an item of another branch than the first: Avro takes the default for that",
         ),
         pytest.param(top(aliases=["Buy"]), "lint", "record kinguin.v1.Purchase: Apache's", id="an alias of the record"),
         pytest.param(

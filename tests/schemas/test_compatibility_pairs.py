@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
-from avro.errors import SchemaResolutionException
-from avro.io import BinaryDecoder, DatumReader
+from avro.errors import AvroTypeException, InvalidDefaultException, SchemaResolutionException
+from avro.io import BinaryDecoder, BinaryEncoder, DatumReader, DatumWriter
 from avro.schema import parse
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 
@@ -101,6 +101,23 @@ def _readers_differ(datum: Datum, pair: str) -> None:
     assert _by_fastavro(body, old, new) != _by_apache(body, old, new)
 
 
+def _one_reader_stops(datum: Datum, pair: str) -> None:
+    """One reader hands out the default, Apache's stops at it."""
+    old, new = _text(pair, "old"), _text(pair, "new")
+    body = _written(old, datum)
+    assert _by_fastavro(body, old, new).items() > datum.items()
+    with pytest.raises(InvalidDefaultException):
+        _by_apache(body, old, new)
+
+
+def _cannot_be_written_again(datum: Datum, pair: str) -> None:
+    """What readers hand out is no value of the type: a record that was read cannot be written."""
+    old, new = _text(pair, "old"), _text(pair, "new")
+    read = _by_apache(_written(old, datum), old, new)
+    with pytest.raises((AvroTypeException, UnicodeEncodeError)):
+        DatumWriter(parse(new)).write(read, BinaryEncoder(io.BytesIO()))
+
+
 def _is_no_text(bytes_side: str, pair: str) -> None:
     """Bytes that are no UTF-8 cannot be read as a string, whichever side is which; Apache's reader does not even try."""
     writer, reader = _text(pair, bytes_side), _text(pair, "new" if bytes_side == "old" else "old")
@@ -170,6 +187,11 @@ WITNESSES: dict[str, Callable[[str], None]] = {
     "decimal-precision-changed": partial(_means_something_else, {"id": "1", "total": Decimal("12345678901234.567891")}),
     "default-changed": partial(_is_filled_in_differently, lambda schema: schema["fields"].pop(), {"id": "1"}),
     "default-alone-changed": partial(_is_filled_in_differently, lambda schema: schema["fields"].pop(), {"id": "1"}),
+    "default-of-a-record": partial(_readers_differ, {"id": "1"}),
+    "default-of-a-list-of-another-type": partial(_one_reader_stops, {"id": "1"}),
+    "default-beyond-an-int": partial(_cannot_be_written_again, {"id": "1"}),
+    "default-that-is-no-symbol": partial(_cannot_be_written_again, {"id": "1"}),
+    "default-that-is-no-text": partial(_cannot_be_written_again, {"id": "1"}),
     "documentation-alone-changed": _cannot_be_told_apart,
     "binary-fraction-added": _is_our_own_rule,
 }
