@@ -255,17 +255,26 @@ def _changes_of_meaning(older: Kind, newer: Kind, where: str = "") -> Iterator[_
         if earlier.default is not None and field.default is not None and earlier.default != field.default:
             # A reader puts it where the writer had no such field: the same record would mean two things.
             yield _Change(name, "the default", earlier.default, field.default, of_a_default=True)
-        yield from _type_changes(name, earlier.kind.but_null(), field.kind.but_null())
+        yield from _type_changes(name, earlier.kind, field.kind)
 
 
 def _type_changes(where: str, older: Kind, newer: Kind) -> Iterator[_Change]:
+    """Yield what differs in the branches that both types have; a type that is no union is its own only branch."""
+    twins = {(branch.base, branch.name): branch for branch in newer.branches or (newer,)}
+    for branch in older.branches or (older,):
+        twin = twins.get((branch.base, branch.name))
+        if twin is not None:  # else resolution has its say
+            yield from _branch_changes(where, branch, twin)
+
+
+def _branch_changes(where: str, older: Kind, newer: Kind) -> Iterator[_Change]:
     for attribute, before, after in zip(MEANING, older.meaning, newer.meaning, strict=True):
         if before != after:
             yield _Change(where, attribute, _or_none(before), _or_none(after))
-    if older.base != newer.base or older.recursive or newer.recursive:
-        return  # another type: resolution has its say
+    if older.recursive or newer.recursive:
+        return
     if older.inner is not None and newer.inner is not None:
-        yield from _type_changes(f"{where}[]", older.inner.but_null(), newer.inner.but_null())
+        yield from _type_changes(f"{where}[]", older.inner, newer.inner)
     if older.symbols != newer.symbols and sorted(older.symbols) == sorted(newer.symbols):
         yield _Change(where, "the order of symbols", ", ".join(older.symbols), ", ".join(newer.symbols))
     if older.default_symbol != newer.default_symbol:
@@ -295,20 +304,21 @@ def _lint_record(schema: Kind, where: str) -> Iterator[tuple[str | None, str]]:
         if not field.doc:
             yield name, f"field {name} has no doc"
         yield from _lint_aliases(name, f"field {name}", field.aliases)
-        if kind.base == "union" and (
-            [branch.base for branch in kind.branches][:1] != ["null"]
-            or len(kind.branches) != 2
-            or field.default not in (None, "null")
-        ):
+        if kind.base == "union" and not (kind.is_null_or_another() and field.default in (None, "null")):
             yield name, f'field {name}: what may be absent is ["null", T] with default null'
         elif field.default is not None and not reads_alike(kind, json.loads(field.default)):
             yield name, f"field {name}: readers do not agree on the default {field.default}; use null"
-        yield from _lint_type(name, kind.but_null())
+        yield from _lint_branches(name, kind)
 
 
 def _lint_aliases(field: str | None, what: str, aliases: Sequence[str]) -> Iterator[tuple[str | None, str]]:
     if aliases:
         yield field, f"{what}: Apache's Python reader ignores an alias and others follow it, so that they would differ"
+
+
+def _lint_branches(where: str, kind: Kind) -> Iterator[tuple[str | None, str]]:
+    for branch in kind.branches or (kind,):
+        yield from _lint_type(where, branch)
 
 
 def _lint_type(where: str, kind: Kind) -> Iterator[tuple[str | None, str]]:
@@ -321,7 +331,9 @@ def _lint_type(where: str, kind: Kind) -> Iterator[tuple[str | None, str]]:
     elif kind.base == "record":
         yield from _lint_record(kind, f"{where}.")
     elif kind.inner is not None:
-        yield from _lint_type(f"{where}[]", kind.inner.but_null())
+        if kind.inner.base == "union" and not kind.inner.is_null_or_another():
+            yield f"{where}[]", f'field {where}[]: what may be absent is ["null", T]'
+        yield from _lint_branches(f"{where}[]", kind.inner)
     elif kind.base in ("enum", "fixed"):
         yield from _lint_aliases(where, f"field {where}", kind.aliases)
         if kind.base == "enum" and kind.default_symbol is None:

@@ -41,6 +41,10 @@ class Kind:
         rest = [branch for branch in self.branches if branch.base != "null"]
         return rest[0] if len(rest) == 1 else self
 
+    def is_null_or_another(self) -> bool:
+        """Return whether it is ["null", T]: a union of two with null in front."""
+        return len(self.branches) == 2 and self.branches[0].base == "null"
+
     def may_be_null(self) -> bool:
         """Return whether it is a union with null in it."""
         return any(branch.base == "null" for branch in self.branches)
