@@ -9,12 +9,11 @@ Not the look-up by text (POST subjects/{subject}): what counts as the same text 
 """
 
 import logging
-import re
 import weakref
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
+from kinguin_streams.cluster.registry_url import user_info_of, without_credentials, without_user
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -137,15 +136,11 @@ class RegistryClient:
             raise _sorted_out(error, self.shown_url) from error
 
 
-def without_credentials(text: str) -> str:
-    """Return the text with user, password and query of its URLs taken out: a client's error may repeat the URL."""
-    return re.sub(r"(://[^?\s]*)\?[^\s'\"]*", r"\1", re.sub(r"://[^/\s]*@", "://", text))
-
-
 def _config(settings: RegistrySettings) -> dict[str, Any]:
-    url, user_info = _split(settings.url or "")
+    url = settings.url or ""
+    user_info = user_info_of(url)
     config: dict[str, Any] = {
-        "url": url,
+        "url": without_user(url),  # the HTTP library logs the URLs it is given
         "timeout": settings.timeout_s,  # its default is to wait for ever
         "max.retries": 0,  # whoever asks waits as it must, and a hanging registry costs one timeout
     }
@@ -170,15 +165,6 @@ def _config(settings: RegistrySettings) -> dict[str, Any]:
         if file is not None:
             config[key] = str(file)
     return config
-
-
-def _split(url: str) -> tuple[str, str | None]:
-    """Return the URL without a user, and "user:password" if it had one: the HTTP library logs the URLs it is given."""
-    found = re.search(r"://([^/\s]*)@", url.partition(",")[0])
-    if found is None:
-        return url, None
-    user, _, password = found[1].partition(":")
-    return re.sub(r"://[^/\s,]*@", "://", url), f"{unquote(user)}:{unquote(password)}"
 
 
 def _sorted_out(error: Exception, shown_url: str) -> Exception:

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from kinguin_streams.cluster.registry_url import fault_of, user_info_of
+
 
 class KafkaSettings(BaseModel):
     """Where Kafka is, and any key of librdkafka's own configuration."""
@@ -44,7 +46,7 @@ class LocalSettings(BaseModel):
 class RegistrySettings(BaseModel):
     """A schema registry with Confluent's API. With a URL set, records go out in the Confluent wire format."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str | None = Field(
         default=None,
@@ -72,11 +74,9 @@ class RegistrySettings(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _has_a_scheme(cls, url: str | None) -> str | None:
-        # Several, in the order to try them, are the client's own syntax.
-        for one in [] if url is None else url.split(","):
-            if not one.strip().startswith(("http://", "https://", "mock://")):
-                raise ValueError("must begin with http:// or https://")
+    def _can_be_used(cls, url: str | None) -> str | None:
+        if url is not None and (fault := fault_of(url)) is not None:
+            raise ValueError(fault)
         return url
 
     @field_validator("username")
@@ -119,7 +119,11 @@ class RegistrySettings(BaseModel):
                 faults.append(f"{_key(name)} is set and {_key(other)} is not")
         if self.bearer_token is not None and (self.username is not None or self.password is not None):
             faults.append(f"{_key('bearer_token')} and {_key('username')} are both set; set one of them")
-        if re.search(r"://[^/\s,]*@", self.url or "") and (self.username is not None or self.bearer_token is not None):
+        if (
+            self.url is not None
+            and user_info_of(self.url) is not None
+            and (self.username is not None or self.bearer_token is not None)
+        ):
             faults.append(f"{_key('url')} holds a user, and another key says who we are; take it out of the URL")
         if self.key_file is not None and self.cert_file is None:
             faults.append(f"{_key('key_file')} is set and {_key('cert_file')} is not")

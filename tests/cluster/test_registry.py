@@ -13,12 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from kinguin_streams.cluster import registry
 from kinguin_streams.cluster.registry import RegistryIds
 from kinguin_streams.cluster.registry_client import RegistryClient
 from kinguin_streams.cluster.registry_encoder import EncoderOnDemand
+from kinguin_streams.cluster.registry_url import without_credentials
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.schemas.codec import Decoder, Encoder, UnknownSchema
 from kinguin_streams.schemas.events import EventId, OrderStatus, RecordName, StoreName
@@ -604,12 +606,52 @@ def test_a_user_in_the_url_is_sent_and_not_shown(server: StandIn, caplog: pytest
     assert "hunter2" not in repr(given) + str(unknown.value) + str(logs) + caplog.text
 
 
-@pytest.mark.parametrize("url", ["http://me:hid@den@127.0.0.1:1", "http://127.0.0.1:1/api?api_key=hid&x=den"])
-def test_what_is_secret_in_a_url_is_in_no_message(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hid@den@127.0.0.1:1",
+        "http://127.0.0.1:1/api?api_key=hid&x=den",
+        "http://me:hid%2Fden@127.0.0.1:1",
+        "http://127.0.0.1:1,http://me:hid@den@127.0.0.1:2",
+        "http://me:hid@den@127.0.0.1:1, http://me:hid@den@127.0.0.1:2",
+    ],
+)
+def test_what_is_secret_in_a_url_is_in_no_message(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     ids = RegistryIds(RegistrySettings(url=url), topics())
     with pytest.raises(OperatorError) as refused, capture_logs() as logs:
         ids.id_of(STATUS)
-    said = str(refused.value) + refused.value.what + refused.value.hint + str(logs)
+    said = str(refused.value) + refused.value.what + refused.value.hint + str(logs) + caplog.text
     assert "hid" not in said
     assert "den" not in said.replace("credentials", "").replace("identity", "")
     assert "127.0.0.1:1" in refused.value.what
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:hid/den@127.0.0.1:1", "http://me:1 hid den@127.0.0.1:1", "http://127.0.0.1:1,http://me:1/hid?den@one"],
+)
+def test_a_password_that_could_be_taken_for_a_path_is_refused_and_in_no_message(url: str) -> None:
+    with pytest.raises(ValidationError, match="percent-encode") as refused:
+        RegistrySettings(url=url)
+    assert "hid" not in str(refused.value)
+    assert "den" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no answer of http://me:hid/den@one:8081/x", "no answer of http://one:8081/x"),
+        ("http://a:b@one/x,https://c:d@e@two?key=hid", "http://one/x,https://two"),
+        ("http://one/x: write to admin@two", "http://one/x: write to admin@two"),
+    ],
+)
+def test_user_password_and_query_are_taken_out_of_every_url_of_a_text(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
+def test_the_user_of_any_url_of_a_list_is_sent(server: StandIn) -> None:
+    server.expect_basic("me", "hunter2")
+    register_all(server)
+    url = f"http://127.0.0.1:1,{server.url.replace('://', '://me:hunter2@')}"
+    assert RegistryIds(RegistrySettings(url=url, timeout_s=2), topics()).id_of(STATUS)
