@@ -75,7 +75,8 @@ def check(
             findings += report.findings
             answer["registry"] = {"versions": report.versions}
         if against_topics:
-            since_ms = None if since is None else round((time.time() - since) * 1000)
+            # Kafka takes a time below zero for a special request, and answers most with "API version not supported".
+            since_ms = None if since is None else max(0, round((time.time() - since) * 1000))
             found = _survey(settings, since_ms)
             usage = _in_use(candidates, settings, found)
             findings += usage.findings

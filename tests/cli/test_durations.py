@@ -14,6 +14,7 @@ from kinguin_streams.cli.durations import parse_duration_s
         ("1.5h", 5400.0),
         ("250ms", 0.25),
         ("2d", 172_800.0),
+        ("36500d", 3_153_600_000.0),
         ("0", 0.0),
         ("0.5", 0.5),
         (" 30s\n", 30.0),
@@ -21,6 +22,12 @@ from kinguin_streams.cli.durations import parse_duration_s
 )
 def test_a_number_and_a_unit_are_a_duration(text: str, seconds: float) -> None:
     assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["36501d", "999999999999d", "9" * 400 + "ms"])
+def test_more_than_a_hundred_years_is_refused_as_a_clock_cannot_hold_it(text: str) -> None:
+    with pytest.raises(ValueError, match="is more than 100 years"):
+        parse_duration_s(text)
 
 
 @pytest.mark.parametrize(

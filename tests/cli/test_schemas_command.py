@@ -94,6 +94,11 @@ def test_the_versions_in_the_topics_are_counted_and_the_unused_ones_named(
     assert recent.returncode == 0
     assert f"{topic}: nothing in the last 3 days uses version 2" in recent.stdout
 
+    before_1970 = run(environment, "schemas", "check", "--against-topics", "--since", "30000d", "--json")
+    assert before_1970.returncode == 0, before_1970.stderr
+    in_topics = json.loads(before_1970.stdout)["topics"]
+    assert (in_topics["since"], in_topics["records"]) == ("1970-01-01T00:00:00Z", 3)
+
 
 @pytest.mark.kafka
 def test_a_release_without_a_version_that_is_in_a_topic_is_refused(
@@ -272,6 +277,7 @@ def test_kafka_that_is_away_is_a_sentence_too(
     [
         pytest.param(["--since", "30d"], id="a window of nothing"),
         pytest.param(["--against-topics", "--since", "a month"], id="no duration"),
+        pytest.param(["--against-topics", "--since", "999999999999d"], id="longer than a clock can tell"),
     ],
 )
 def test_a_window_that_cannot_be_is_a_usage_error(arguments: list[str]) -> None:
