@@ -13,9 +13,13 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from kinguin_streams.cluster.registry_url import user_info_of, without_credentials, without_user
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
 
 GREATEST_ID = 2**31 - 1
 """Ids are Java's int, signed, though a frame has room for twice as many."""
@@ -79,24 +83,35 @@ class RegistryClient:
             schema = self._call("get_schema", schema_id)
         except RegistryRefused as error:  # an id that is none to this registry: it has answered, and is not away
             raise NotInRegistry(str(error)) from error
-        return (schema.schema_str or "") if (schema.schema_type or "AVRO") == "AVRO" else ""
+        return self._text_of(schema)
 
     def versions(self, subject: str) -> tuple[RegisteredVersion, ...]:
         """Return what is registered under a subject, oldest first; nothing if there is no such subject.
 
+        Without a version that is listed and gone when it is asked for: somebody has just deleted it.
         Raises RegistryAway.
         """
+        found = []
         try:
-            numbers = sorted(self._call("get_versions", subject))
-            answers = [(number, self._call("get_version", subject, number)) for number in numbers]
-            return tuple(
-                RegisteredVersion(number, int(found.schema_id), found.schema.schema_str or "")
-                for number, found in answers
-            )
-        except NotInRegistry:
-            return ()
+            for number in self._version_numbers(subject):
+                try:
+                    answer = self._call("get_version", subject, number)
+                except NotInRegistry:
+                    log.warning("registry_version_gone", subject=subject, version=number)
+                else:
+                    found.append(RegisteredVersion(number, int(answer.schema_id), self._text_of(answer.schema)))
         except (RegistryRefused, TypeError, ValueError, AttributeError) as error:
             raise RegistryAway(f"the registry at {self.shown_url} lists no versions of {subject}: {error}") from error
+        return tuple(found)
+
+    def _version_numbers(self, subject: str) -> list[int]:
+        try:
+            numbers = self._call("get_versions", subject)
+        except NotInRegistry:
+            return []
+        if not isinstance(numbers, list):
+            raise TypeError(f"no list but {type(numbers).__name__}")
+        return sorted(int(number) for number in numbers)
 
     def register(self, subject: str, text: str) -> int:
         """Return the id of a schema that is now under the subject, whether or not it was there before.
@@ -126,6 +141,14 @@ class RegistryClient:
             self._call("set_compatibility", subject, level)
         except NotInRegistry as error:
             raise RegistryRefused(str(error)) from error
+
+    def _text_of(self, schema: Any) -> str:
+        """Return the JSON text of what the client takes for a schema: it makes one of every answer, also of {}."""
+        if (schema.schema_type or "AVRO") != "AVRO":
+            return ""
+        if not isinstance(schema.schema_str, str) or not schema.schema_str:
+            raise RegistryAway(f"the registry at {self.shown_url} answers without a schema")
+        return schema.schema_str
 
     def _call(self, name: str, *arguments: Any) -> Any:
         # It keeps what it has once been told, and whoever asks here wants to know what is so now.
@@ -172,7 +195,8 @@ def _sorted_out(error: Exception, shown_url: str) -> Exception:
     # An error's text may hold the whole answer of whatever stands at that address.
     words = without_credentials(str(error))[:300] or type(error).__name__
     code = getattr(error, "error_code", None)
-    if status == 404 and isinstance(code, int) and code != -1:  # a 404 of whatever else stands there has no code
+    # A registry's own begin with 404 and have five digits; a path that is no registry's has none (-1), or 404 itself.
+    if status == 404 and isinstance(code, int) and code // 100 == 404:
         return NotInRegistry(words)
     if isinstance(status, int) and 400 <= status < 500 and status not in (401, 403, 404, 408, 429):
         return RegistryRefused(words)

@@ -107,6 +107,7 @@ class StandIn(RegistryServer):
         self.schemas: dict[int, str] = {}
         self.subjects: dict[str, list[int]] = {}
         self.levels: dict[str, str] = {}
+        self.missing: set[tuple[str, int]] = set()  # versions that are listed, and not there when they are asked for
         self.refuses: str | None = None  # what it says to whoever registers
         self.refuses_levels = False
         self.next_id = 101
@@ -128,6 +129,8 @@ class StandIn(RegistryServer):
                 return _ok({"schema": text}) if text is not None else _error(404, 40403, "Schema not found")
             case "GET", ["subjects", subject, "versions"] if subject in self.subjects:
                 return _ok(list(range(1, len(self.subjects[subject]) + 1)))
+            case "GET", ["subjects", subject, "versions", version] if (subject, int(version)) in self.missing:
+                return _error(404, 40402, "Version not found")
             case "GET", ["subjects", subject, "versions", version] if subject in self.subjects:
                 number_ = self.subjects[subject][int(version) - 1]
                 known = {"subject": subject, "version": int(version), "id": number_, "schema": self.schemas[number_]}

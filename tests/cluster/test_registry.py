@@ -168,8 +168,8 @@ def test_our_fingerprint_with_another_logical_type_waits_and_says_where(server: 
 
 @pytest.mark.parametrize(
     "text",
-    [FOREIGN, PROTOBUF, "", "[]", "{", "17", '{"type": "record"}'],
-    ids=["foreign", "protobuf", "empty", "union", "half", "number", "nameless"],
+    [FOREIGN, PROTOBUF, "[]", "{", "17", '{"type": "record"}'],
+    ids=["foreign", "protobuf", "union", "half", "number", "nameless"],
 )
 def test_a_schema_that_is_none_of_ours_waits(server: StandIn, text: str) -> None:
     number = server.register("any", text)
@@ -217,6 +217,13 @@ def test_an_id_that_is_asked_for_by_many_at_once_is_asked_once(server: StandIn) 
         pytest.param((429, b"{}"), id="429"),
         pytest.param((200, b"<html>"), id="a page"),
         pytest.param((200, b"[]"), id="another shape"),
+        pytest.param((200, b"{}"), id="an empty object"),
+        pytest.param((200, b'{"message": "maintenance"}'), id="a message"),
+        pytest.param((200, b'{"schema": null}'), id="a schema that is null"),
+        pytest.param((200, b'{"schema": ""}'), id="a schema that is empty"),
+        pytest.param((200, b'{"schema": {"type": "long"}}'), id="a schema that is no text"),
+        pytest.param((200, b"[null]"), id="a list of nothing"),
+        pytest.param((404, b'{"error_code": 404, "message": "HTTP 404 Not Found"}'), id="a 404 of a wrong path"),
         pytest.param((401, b""), id="401"),
         pytest.param((403, b'{"error_code": 40301, "message": "no"}'), id="403"),
         pytest.param((404, b"<html>not found"), id="a 404 that is no registry's"),
@@ -231,6 +238,42 @@ def test_a_registry_that_gives_no_usable_answer_is_away(server: StandIn, answer:
         RegistryIds(settings(server, auto_register=True), topics()).id_of(STATUS)
     assert refused.value.code == "registry_away"
     assert server.url in refused.value.what
+
+
+STRANGE = [b"{}", b'{"message": "maintenance"}', b'{"schema": null}', b'"text"', b"[]", b"[null]"]
+
+
+@pytest.mark.parametrize("answer", STRANGE)
+def test_an_answer_that_is_no_registrys_contradicts_nothing(server: StandIn, tmp_path: Path, answer: bytes) -> None:
+    register_all(server)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    value = Encoder(ids=RegistryIds(kept, topics())).encode(ORDER)
+    server.answer = (200, answer)
+    ids = RegistryIds(kept, topics())
+    assert Decoder(ids).decode(value) == ORDER
+    assert ids.contradiction is None
+    if answer != b"[]":  # which says that nothing is registered
+        assert Encoder(ids=RegistryIds(kept, topics())).encode(ORDER) == value
+
+
+def test_a_schema_of_another_kind_is_an_answer_and_contradicts(server: StandIn, tmp_path: Path) -> None:
+    number = server.register("any", STATUS.text)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    RegistryIds(kept, topics()).schema_of(number)
+    server.answer = (200, json.dumps({"schema": PROTOBUF, "schemaType": "PROTOBUF"}).encode())
+    with pytest.raises(OperatorError, match="not an Avro schema") as refused:
+        RegistryIds(kept, topics()).schema_of(number)
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_a_listed_version_that_is_gone_when_it_is_asked_for_takes_no_other_along(server: StandIn) -> None:
+    for schema in shipped().versions("product.update"):
+        server.register(subject("product.update"), schema.text)
+    server.missing.add((subject("product.update"), 2))
+    with capture_logs() as logs:
+        found = RegistryClient(settings(server)).versions(subject("product.update"))
+    assert [each.version for each in found] == [1, 3]
+    assert [(line["event"], line["version"]) for line in logs] == [("registry_version_gone", 2)]
 
 
 # The registry is away
