@@ -14,7 +14,13 @@ from typing import Literal
 import structlog
 
 from kinguin_streams.cluster.registry_cache import IdFile
-from kinguin_streams.cluster.registry_client import NotInRegistry, RegistryAway, RegistryClient, RegistryRefused
+from kinguin_streams.cluster.registry_client import (
+    GREATEST_ID,
+    NotInRegistry,
+    RegistryAway,
+    RegistryClient,
+    RegistryRefused,
+)
 from kinguin_streams.cluster.registry_match import NotOurs, identify
 from kinguin_streams.cluster.registry_plan import subject_of
 from kinguin_streams.cluster.settings import RegistrySettings
@@ -101,7 +107,7 @@ class RegistryIds:
         Raises OperatorError("registry_contradicts") if the registry gives a known id to another schema.
         """
         known = self._known.get(schema_id)
-        if known is not None and time.monotonic() < known.ask_again_s:
+        if known is not None and self.contradiction is None and time.monotonic() < known.ask_again_s:
             return known.schema
         return self._look_up(schema_id)
 
@@ -129,6 +135,9 @@ class RegistryIds:
 
         Asked in a thread of its own: a registry that sends a byte now and then passes every timeout of an HTTP client.
         """
+        if schema_id > GREATEST_ID:
+            self._waits(schema_id, "no registry gives such an id")
+            return None
         now_s = time.monotonic()
         for wait in (self._away, self._unknown.get(schema_id)):
             if wait is not None and now_s < wait.until_s:

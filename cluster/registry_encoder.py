@@ -10,6 +10,8 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
+_COMES_WITH_TIME = ("registry_away", "schema_not_registered")
+
 
 class EncoderOnDemand(Encoder):
     """A consumer's encoder for dead letters.
@@ -19,13 +21,17 @@ class EncoderOnDemand(Encoder):
     """
 
     def __init__(self, make: Callable[[], Encoder]) -> None:
-        """make: raises OperatorError while there is no encoder to be had."""
+        """make: raises OperatorError while there is no encoder to be had.
+
+        Raises what it raises unless time may mend it: a registry that contradicts the ids that we know, for one, must not
+        be read on with.
+        """
         self._make = make
         self._made: Encoder | None = None
         try:
             self._made = make()
         except OperatorError as error:
-            if error.code == "registry_extra_missing":
+            if error.code not in _COMES_WITH_TIME:
                 raise
             log.warning("dead_letters_cannot_be_written", reason=error.what, hint=error.hint)
 

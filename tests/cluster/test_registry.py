@@ -294,6 +294,25 @@ def test_while_the_registry_is_away_it_is_asked_for_one_id_an_interval_not_for_e
     assert ids.schema_of(number) is STATUS
 
 
+def test_an_id_that_no_registry_can_give_is_not_asked_for_and_says_nothing_of_the_registry(
+    server: StandIn, clock: Clock
+) -> None:
+    server.answer = (503, b"{}")
+    ids = RegistryIds(settings(server), topics(), ask_again_s=5.0, ask_again_max_s=60.0)
+    asked_at_s: list[float] = []
+    for second in range(40):
+        for schema_id in (2**31, 7):
+            with pytest.raises(UnknownSchema):
+                ids.schema_of(schema_id)
+        if server.asked.total() > len(asked_at_s):
+            asked_at_s.append(second)
+        clock.now_s += 1
+    assert asked_at_s == [0, 5, 15, 35]
+    with pytest.raises(UnknownSchema, match="no registry gives such an id"):
+        ids.schema_of(2**31)
+    assert set(server.asked_about_ids()) == {7}
+
+
 def test_a_registry_that_goes_away_takes_no_known_id_along(server: StandIn) -> None:
     register_all(server)
     ids = RegistryIds(settings(server), topics())
@@ -531,6 +550,32 @@ def test_a_registry_that_is_rebuilt_behind_a_running_reader_is_noticed(server: S
     wait_for_contradiction(lambda: ids.schema_of(number), ids)
     with pytest.raises(OperatorError) as refused:
         ids.schema_of(number)
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_one_id_that_means_something_else_stops_the_reading_of_all(server: StandIn, clock: Clock) -> None:
+    """A rebuilt registry may have given any id away; the others would be believed until their own ten minutes are over."""
+    ours = {server.register("any", schema.text): schema for schema in (STATUS, COMPLETE)}
+    ids = RegistryIds(settings(server), topics(), verify_every_s=600)
+    first, second = ours
+    assert ids.schema_of(first) is ours[first]
+    clock.now_s += 599
+    assert ids.schema_of(second) is ours[second]
+    server.schemas[first] = COMPLETE.text
+    clock.now_s += 1
+    wait_for_contradiction(lambda: ids.schema_of(first), ids)
+    with pytest.raises(OperatorError) as refused:
+        ids.schema_of(second)
+    assert refused.value.code == "registry_contradicts"
+
+
+def test_a_consumer_does_not_start_with_ids_that_mean_something_else_now(server: StandIn, tmp_path: Path) -> None:
+    register_all(server)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    Encoder(ids=RegistryIds(kept, topics()))
+    rebuilt(server)
+    with pytest.raises(OperatorError) as refused:
+        EncoderOnDemand(lambda: Encoder(ids=RegistryIds(kept, topics())))
     assert refused.value.code == "registry_contradicts"
 
 
