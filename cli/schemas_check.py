@@ -49,11 +49,12 @@ def check(
     """Check every version against every earlier one: FULL_TRANSITIVE, and what changes meaning unseen.
 
     Offline, unless told otherwise. Exit 0 if all may be released, 1 with the field, the reader and the reason otherwise.
-    A warning alone does not fail.
+    A warning alone does not fail: a type that this package cannot encode yet is one.
     """
     from kinguin_streams.cli import output
     from kinguin_streams.cli.schema_files import candidates as read_candidates
     from kinguin_streams.cli.settings import load
+    from kinguin_streams.schemas.codec_gaps import codec_gaps
     from kinguin_streams.schemas.compatibility import check as check_versions
     from kinguin_streams.schemas.compatibility import check_released
     from kinguin_streams.schemas.versions import shipped
@@ -61,7 +62,7 @@ def check(
     if since is not None and not against_topics:
         raise typer.BadParameter("it is about the topics: give --against-topics too", param_hint="--since")
     candidates = read_candidates(path)
-    findings = [*check_versions(candidates), *check_released(candidates, shipped())]
+    findings = [*check_versions(candidates), *check_released(candidates, shipped()), *codec_gaps(candidates)]
     answer: dict[str, Any] = {"checked": len(candidates), "findings": findings}
     report: RegistryReport | None = None
     usage: InUse | None = None

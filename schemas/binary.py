@@ -48,7 +48,7 @@ def coding(kind: Any) -> Coding:
         case {"type": "array", "items": items} if _takes_a_byte(items):
             one = coding(items)
             return Coding(partial(_read_array, one.read), partial(_write_array, one.write))
-        case {"type": "record", "fields": fields}:
+        case {"type": "record", "fields": [_, *_] as fields}:
             reads, writes = zip(*(coding(field["type"]) for field in fields), strict=True)
             return Coding(partial(_read_record, reads), partial(_write_record, writes))
         case str() if kind in _PRIMITIVES:

@@ -41,7 +41,7 @@ _CARRIERS = {
 
 _OTHER_TIMES = ("timestamp-micros", "timestamp-nanos", "local-timestamp-millis", "local-timestamp-micros")
 
-FindingKind = Literal["unreadable", "incompatible", "meaning", "fingerprint", "lint", "registry", "in_use"]
+FindingKind = Literal["unreadable", "incompatible", "meaning", "fingerprint", "lint", "codec", "registry", "in_use"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

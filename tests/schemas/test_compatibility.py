@@ -500,13 +500,16 @@ def test_the_command_prints_a_line_for_each_finding_and_exits_1(tmp_path: Path) 
     _write(tmp_path, history(retype("total", {**MONEY, "scale": 2})))
     result = _run("check", "--path", str(tmp_path))
     assert result.exit_code == 1
-    meaning, fingerprint = result.stdout.splitlines()
+    meaning, fingerprint, *warnings = result.stdout.splitlines()
     assert meaning == (
         "purchase version 2 against version 1: meaning: field total: a reader of version 1 misreads what version 2 writes: "
         "scale was 6 and is 2"
     )
     assert fingerprint.startswith("purchase version 2 against version 1: fingerprint: the same fingerprint as purchase")
-    assert result.stderr == "2 versions checked, 2 findings\n"
+    assert [line.partition(" for ")[0] for line in warnings] == [
+        f"warning: purchase version {version}: codec: field size: no reader and writer" for version in (1, 2)
+    ]
+    assert result.stderr == "2 versions checked, 4 findings\n"
 
 
 def test_the_command_refuses_a_released_version_with_another_meaning(tmp_path: Path) -> None:
@@ -525,8 +528,10 @@ def test_the_command_prints_one_object_for_machines(tmp_path: Path) -> None:
     assert result.exit_code == 1
     [answer] = [json.loads(line) for line in result.stdout.splitlines()]
     assert answer["checked"] == 2
-    assert [(f["record"], f["version"], f["against"], f["kind"]) for f in answer["findings"]] == [
-        ("purchase", 2, 1, "incompatible")
+    assert [(f["record"], f["version"], f["against"], f["kind"], f["severity"]) for f in answer["findings"]] == [
+        ("purchase", 2, 1, "incompatible", "error"),
+        ("purchase", 1, None, "codec", "warning"),  # an enum
+        ("purchase", 2, None, "codec", "warning"),
     ]
     assert json.loads(_run("check", "--json").stdout) == {"checked": 6, "findings": []}
 
