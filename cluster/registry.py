@@ -183,12 +183,12 @@ class RegistryIds:
         else:
             self._learn(schema_id, schema)
 
-    def _learn(self, schema_id: int, schema: SchemaVersion) -> None:
+    def _learn(self, schema_id: int, schema: SchemaVersion, *, to_write: bool = False) -> None:
         known = self._known.get(schema_id)
         if known is not None and not _same(known.schema, schema):
             self._contradicts(schema_id, _named(known.schema), _named(schema))
             return
-        before = self._file.add(self._subject(schema), schema_id, schema.fingerprint.hex())
+        before = self._file.add(self._subject(schema), schema_id, schema.fingerprint.hex(), as_last=to_write)
         if before is not None:
             self._contradicts(schema_id, _named_by(before), _named(schema))
             return
@@ -282,14 +282,15 @@ class RegistryIds:
         except RegistryAway as away:
             with self._lock:
                 self._is_away(str(away))
-                ids = [schema_id for schema_id, known in self._known.items() if _same(known.schema, schema)]
+                ids = [number for number, known in self._known.items() if _may_be_written(known, schema)]
             if not ids:
                 raise _away_and_unknown(schema, away) from away
-            log.warning("registry_away_id_from_file", record=schema.record, version=schema.version, schema_id=max(ids))
-            self._watch(max(ids))
-            return max(ids)
+            schema_id = ids[-1]  # the one last given: one from before may be lost by now
+            log.warning("registry_away_id_from_file", record=schema.record, version=schema.version, schema_id=schema_id)
+            self._watch(schema_id)
+            return schema_id
         with self._lock:
-            self._learn(schema_id, schema)
+            self._learn(schema_id, schema, to_write=True)
         self._verify_others(schema_id, schema)
         if self.contradiction is not None:
             raise self.contradiction
@@ -400,6 +401,10 @@ def _is(text: str, schema: SchemaVersion) -> bool:
 def _same(one: SchemaVersion, other: SchemaVersion) -> bool:
     # Not by identity: threads that are the first to ask for the shipped versions may each get their own copy.
     return one.fingerprint == other.fingerprint
+
+
+def _may_be_written(known: _Known, schema: SchemaVersion) -> bool:
+    return known.source != "lost" and _same(known.schema, schema)
 
 
 def _named(schema: SchemaVersion) -> str:

@@ -3,6 +3,7 @@
     {"https://registry.example": {"kinguin.order.status-value": {"7": "1f0a2b…"}}}
 
 registry → subject → id → fingerprint of the shipped version, in hex. The registry is its URL without user and password.
+Of several ids of one version the last is the one to write with.
 """
 
 import fcntl
@@ -33,16 +34,17 @@ class IdFile:
         """Return subject → id → fingerprint; nothing if there is no file, or none that can be read."""
         return _of(self._load(), self._registry)
 
-    def add(self, subject: str, schema_id: int, fingerprint: str) -> str | None:
+    def add(self, subject: str, schema_id: int, fingerprint: str, *, as_last: bool = False) -> str | None:
         """Keep an id, unless the file has it with another fingerprint, under whatever subject; then return that one.
 
+        as_last: behind the other ids of the subject, also if it was there before.
         Another process may have written that since this one has read the file: replacing it would take from whoever
         starts next what it could notice a rebuilt registry by. A file that cannot be written is complained about once:
         ids are then known until the end only.
         """
         known = self.read()
         other = _other_meaning(known, schema_id, fingerprint)
-        if self.path is None or other is not None or schema_id in known.get(subject, {}):
+        if self.path is None or other is not None or _is_kept(known.get(subject, {}), schema_id, as_last):
             return other
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,10 @@ class IdFile:
                 other = _other_meaning(known, schema_id, fingerprint)
                 if other is not None:
                     return other
-                known.setdefault(subject, {})[schema_id] = fingerprint
+                ids = known.setdefault(subject, {})
+                if as_last:
+                    ids.pop(schema_id, None)
+                ids[schema_id] = fingerprint
                 content[self._registry] = known
                 _replace(self.path, content)
         except OSError as error:
@@ -82,6 +87,11 @@ class IdFile:
 
 def _other_meaning(known: Subjects, schema_id: int, fingerprint: str) -> str | None:
     return next((ids[schema_id] for ids in known.values() if ids.get(schema_id, fingerprint) != fingerprint), None)
+
+
+def _is_kept(ids: Mapping[int, str], schema_id: int, as_last: bool) -> bool:
+    of_the_version = [other for other, fingerprint in ids.items() if fingerprint == ids.get(schema_id)]
+    return schema_id in (of_the_version[-1:] if as_last else of_the_version)
 
 
 def _replace(path: Path, content: Mapping[str, object]) -> None:

@@ -647,6 +647,40 @@ def test_an_id_that_the_registry_has_lost_goes_on_and_is_reported(server: StandI
     assert "no longer in the registry" in RegistryIds(kept, topics()).verify_all()[0]
 
 
+@pytest.mark.parametrize("restored", [False, True], ids=["rebuilt", "rebuilt and restored"])
+def test_a_writer_that_starts_while_the_registry_is_away_writes_the_id_that_was_last_given(
+    server: StandIn, tmp_path: Path, restored: bool
+) -> None:
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+
+    def given(number: int) -> None:
+        server.schemas.clear()
+        server.subjects.clear()
+        server.next_id = number
+        server.register(subject("order.status"), STATUS.text)
+        assert RegistryIds(kept, topics()).id_of(STATUS) == number
+
+    for number in (9, 2, 9) if restored else (9, 2):
+        given(number)
+    server.stop()
+    assert RegistryIds(kept, topics()).id_of(STATUS) == number
+    assert {RegistryIds(kept, topics()).schema_of(schema_id) for schema_id in (9, 2)} == {STATUS}  # both are read
+
+
+def test_an_id_that_the_registry_has_lost_is_not_written_while_it_is_away(server: StandIn, tmp_path: Path) -> None:
+    number = server.register(subject("order.status"), STATUS.text)
+    kept = settings(server, cache_file=tmp_path / "ids.json")
+    RegistryIds(kept, topics()).id_of(STATUS)
+    server.schemas.clear()
+    server.subjects.clear()
+    ids = RegistryIds(kept, topics())
+    assert ids.schema_of(number) is STATUS
+    server.stop()
+    with pytest.raises(OperatorError) as refused:
+        ids.id_of(STATUS)
+    assert refused.value.code == "registry_away"
+
+
 # The extra
 
 
