@@ -506,10 +506,12 @@ def test_the_command_prints_a_line_for_each_finding_and_exits_1(tmp_path: Path) 
         "scale was 6 and is 2"
     )
     assert fingerprint.startswith("purchase version 2 against version 1: fingerprint: the same fingerprint as purchase")
-    assert [line.partition(" for ")[0] for line in warnings] == [
-        f"warning: purchase version {version}: codec: field size: no reader and writer" for version in (1, 2)
+    assert [line.partition(" no reader")[0] for line in warnings] == [
+        "warning: purchase version 1: codec: field size:",
+        "warning: purchase version 2: codec: field total:",
+        "warning: purchase version 2: codec: field size:",
     ]
-    assert result.stderr == "2 versions checked, 4 findings\n"
+    assert result.stderr == "2 versions checked, 5 findings\n"
 
 
 def test_the_command_refuses_a_released_version_with_another_meaning(tmp_path: Path) -> None:
