@@ -1,14 +1,11 @@
 """Which of our schema versions a registry's text is. Decides only."""
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 from fastavro.schema import SchemaParseException
 
+from kinguin_streams.schemas.schema_tree import Kind, tree_of
 from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, fingerprint_of
-
-_MEANING = ("logicalType", "scale", "precision")
 
 
 class NotOurs(Exception):
@@ -28,9 +25,8 @@ def identify(text: str, catalogue: SchemaCatalogue) -> SchemaVersion:
         raise NotOurs("not an Avro schema") from error
     if ours is None:
         raise NotOurs("none of the shipped schemas")
-    theirs, wanted = (dict(_meanings(json.loads(one))) for one in (text, ours.text))
-    if theirs != wanted:
-        where = sorted(place for place in theirs.keys() | wanted.keys() if theirs.get(place) != wanted.get(place))
+    where = list(_other_meanings(tree_of(ours.text), tree_of(text)))
+    if where:
         raise NotOurs(
             f"{ours.record} version {ours.version} but for what its bytes mean: another logical type, scale or precision "
             f"at {', '.join(where)}"
@@ -38,20 +34,13 @@ def identify(text: str, catalogue: SchemaCatalogue) -> SchemaVersion:
     return ours
 
 
-def _meanings(schema: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yield (place, logical type, scale and precision) wherever a schema has one of them."""
-    if isinstance(schema, list):
-        for number, branch in enumerate(schema):
-            yield from _meanings(branch, f"{place}|{number}")
-    if not isinstance(schema, dict):
-        return
-    if "logicalType" in schema:
-        meaning = {attribute: schema.get(attribute) for attribute in _MEANING}
-        if meaning["logicalType"] == "decimal":
-            meaning["scale"] = meaning["scale"] or 0  # Avro: where it is not said, it is 0
-        yield place, tuple(meaning.values())
-    for field in schema.get("fields", ()):
-        yield from _meanings(field["type"], f"{place}.{field['name']}".lstrip("."))
-    for inner in ("items", "values"):
-        if inner in schema:
-            yield from _meanings(schema[inner], f"{place}[]")
+def _other_meanings(ours: Kind, theirs: Kind, place: str = "") -> Iterator[str]:
+    """Yield where one meaning differs from the other, in types that have one fingerprint and so one shape."""
+    if ours.meaning != theirs.meaning:
+        yield place
+    for one, other in zip(ours.branches, theirs.branches, strict=True):
+        yield from _other_meanings(one, other, place)
+    if ours.inner is not None and theirs.inner is not None:
+        yield from _other_meanings(ours.inner, theirs.inner, f"{place}[]")
+    for field, their_field in zip(ours.fields, theirs.fields, strict=True):
+        yield from _other_meanings(field.kind, their_field.kind, f"{place}.{field.name}".lstrip("."))
