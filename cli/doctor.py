@@ -56,7 +56,7 @@ def _look(settings: "Settings") -> Iterator[Diagnosis]:
 def _registry(settings: "Settings") -> Iterator[Diagnosis]:
     from kinguin_streams.cli import wiring
     from kinguin_streams.cluster.registry_steps import Registration, contradicted_ids
-    from kinguin_streams.schemas.versions import shipped
+    from kinguin_streams.schemas.versions import LEVEL, shipped
     from kinguin_streams.telemetry.operator_error import OperatorError
 
     if settings.registry.url is None:
@@ -82,7 +82,7 @@ def _registry(settings: "Settings") -> Iterator[Diagnosis]:
             yield Diagnosis(f"subject {step.subject}", "fail" if written else "warn", detail)
     for level in plan.levels:
         if level.action == "set":
-            detail = f"compatibility level {level.before or 'of the registry'}; `schemas register` sets FULL_TRANSITIVE"
+            detail = f"compatibility level {level.before or 'of the registry'}; `schemas register` sets {LEVEL}"
             yield Diagnosis(f"level of {level.subject}", "warn", detail)
 
 

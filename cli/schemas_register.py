@@ -18,8 +18,8 @@ def register(
     """
     from kinguin_streams.cli import output, wiring
     from kinguin_streams.cli.settings import load
-    from kinguin_streams.cluster.registry_plan import LEVEL
     from kinguin_streams.cluster.registry_steps import Registration
+    from kinguin_streams.schemas.versions import LEVEL
 
     settings = load()
     registration = Registration(settings.registry, wiring.topics(settings))
@@ -54,7 +54,7 @@ def register(
         return
     output.result_table(("subject", "record", "version", "id", "action"), versions)
     if not levels:
-        output.talk("note: this registry has no compatibility levels; `schemas check` holds FULL_TRANSITIVE without it")
+        output.talk(f"note: this registry has no compatibility levels; `schemas check` holds {LEVEL} without it")
     for row in levels:
         if row["action"] == "refused":
             output.talk(f"note: {row['subject']} stays at level {row['before'] or 'of the registry'}: {row['detail']}")

@@ -20,6 +20,7 @@ from kinguin_streams.cluster.registry_client import (
     RegistryAway,
     RegistryClient,
     RegistryRefused,
+    away_error,
 )
 from kinguin_streams.cluster.registry_match import NotOurs, identify
 from kinguin_streams.cluster.registry_plan import subject_of
@@ -421,9 +422,8 @@ def _told(error: OperatorError) -> str:
 
 
 def _away_and_unknown(schema: SchemaVersion, away: RegistryAway) -> OperatorError:
-    return OperatorError(
-        "registry_away",
-        f"The id of {schema.record} version {schema.version} is not known here, and it cannot be asked for: {away}.",
-        "Check KINGUIN_REGISTRY__URL, its credentials and certificates. With KINGUIN_REGISTRY__CACHE_FILE on a disk that "
-        "stays, a restart needs no registry.",
+    return away_error(
+        away,
+        what=f"The id of {_named(schema)} is not known here, and it cannot be asked for",
+        then="With KINGUIN_REGISTRY__CACHE_FILE on a disk that stays, a restart needs no registry.",
     )

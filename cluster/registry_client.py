@@ -50,10 +50,17 @@ class RegistryClient:
     """One registry. Safe to call from any thread; every call asks it, nothing is remembered here."""
 
     def __init__(self, settings: RegistrySettings) -> None:
-        """settings: with a url; `mock://name` is an in-memory registry of this client.
+        """settings: the url `mock://name` is an in-memory registry of this client.
 
-        Raises OperatorError("registry_extra_missing") where the extra `registry` is not installed.
+        Raises OperatorError: registry_not_set if there is no url, registry_extra_missing where the extra `registry` is not
+        installed.
         """
+        if settings.url is None:
+            raise OperatorError(
+                "registry_not_set",
+                "No schema registry is set.",
+                "Set KINGUIN_REGISTRY__URL to its Confluent-compatible API.",
+            )
         try:
             # Here and not above: it takes 440 ms, and most commands never ask.
             from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
@@ -63,13 +70,13 @@ class RegistryClient:
                 f"KINGUIN_REGISTRY__URL is set, and the registry client cannot be imported: {missing}.",
                 "Install kinguin-streams[registry], or unset it to write single-object encoding.",
             ) from missing
-        self._client: Any = SchemaRegistryClient.new_client(_config(settings))
+        self._client: Any = SchemaRegistryClient.new_client(_config(settings.url, settings))
         self._schema_type = Schema
         for library in ("httpx", "httpx2"):  # a line at INFO for every request
             logging.getLogger(library).setLevel(logging.WARNING)
         # Its connections outlive it otherwise. As a context manager it ends them in every release that we allow.
         weakref.finalize(self, self._client.__exit__)
-        self.shown_url = without_credentials(settings.url or "").rstrip("/")
+        self.shown_url = without_credentials(settings.url).rstrip("/")
         """The URL as it may stand in messages and files."""
 
     def schema_text(self, schema_id: int) -> str:
@@ -159,8 +166,13 @@ class RegistryClient:
             raise _sorted_out(error, self.shown_url) from error
 
 
-def _config(settings: RegistrySettings) -> dict[str, Any]:
-    url = settings.url or ""
+def away_error(away: RegistryAway, *, what: str = "The registry cannot be asked", then: str = "") -> OperatorError:
+    """Return what to tell a person of a registry that is away. what: what does not go on. then: what else helps."""
+    hint = f"Check KINGUIN_REGISTRY__URL, its credentials and certificates. {then}"
+    return OperatorError("registry_away", f"{what}: {away}.", hint.rstrip())
+
+
+def _config(url: str, settings: RegistrySettings) -> dict[str, Any]:
     user_info = user_info_of(url)
     config: dict[str, Any] = {
         "url": without_user(url),  # the HTTP library logs the URLs it is given

@@ -7,11 +7,8 @@ from typing import Literal
 from kinguin_streams.cluster.registry_client import RegisteredVersion
 from kinguin_streams.cluster.registry_match import NotOurs, identify
 from kinguin_streams.schemas.topics import Topics
-from kinguin_streams.schemas.versions import RECORD_NAMES, SchemaCatalogue, SchemaVersion
+from kinguin_streams.schemas.versions import LEVEL, RECORD_NAMES, SchemaCatalogue, SchemaVersion
 from kinguin_streams.telemetry.operator_error import OperatorError
-
-LEVEL = "FULL_TRANSITIVE"
-"""Any reader deployed today can read any record in a topic, and the reverse: what `schemas check` holds offline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

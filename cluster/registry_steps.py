@@ -1,25 +1,18 @@
 """`schemas register` against a real registry: the shell around registry_plan."""
 
 from kinguin_streams.cluster.registry import RegistryIds, register
-from kinguin_streams.cluster.registry_client import RegistryAway, RegistryClient, RegistryRefused
-from kinguin_streams.cluster.registry_plan import LEVEL, LevelStep, RegistrationPlan, VersionStep, plan, subject_of
+from kinguin_streams.cluster.registry_client import RegistryAway, RegistryClient, RegistryRefused, away_error
+from kinguin_streams.cluster.registry_plan import LevelStep, RegistrationPlan, VersionStep, plan, subject_of
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.schemas.topics import Topics
-from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
-from kinguin_streams.telemetry.operator_error import OperatorError
+from kinguin_streams.schemas.versions import LEVEL, RECORD_NAMES, shipped
 
 
 class Registration:
     """The shipped versions and the subjects of one registry."""
 
     def __init__(self, settings: RegistrySettings, topics: Topics) -> None:
-        """Raises OperatorError: registry_extra_missing, or registry_not_set if the settings have no url."""
-        if settings.url is None:
-            raise OperatorError(
-                "registry_not_set",
-                "No schema registry is set.",
-                "Set KINGUIN_REGISTRY__URL to its Confluent-compatible API.",
-            )
+        """Raises OperatorError: registry_not_set, registry_extra_missing."""
         self._client = RegistryClient(settings)
         self._topics = topics
         self.shown_url = self._client.shown_url
@@ -30,7 +23,7 @@ class Registration:
         try:
             registered = {subject: self._client.versions(subject) for subject in subjects}
         except RegistryAway as away:
-            raise _away(away) from away
+            raise away_error(away) from away
         levels: dict[str, str | None] = {}
         for subject in subjects:
             try:
@@ -52,18 +45,10 @@ class Registration:
         try:
             return register(self._client, step.subject, step.schema)
         except RegistryAway as away:
-            raise _away(away) from away
+            raise away_error(away, then="What was registered stays; run it again.") from away
 
 
 def contradicted_ids(settings: RegistrySettings, topics: Topics) -> tuple[str, ...]:
     """Return what is wrong with the ids in the file of ids, as the registry has them now; () if it cannot be asked."""
     ids = RegistryIds(settings, topics)
     return ids.verify_all()
-
-
-def _away(away: RegistryAway) -> OperatorError:
-    return OperatorError(
-        "registry_away",
-        f"The registry cannot be asked: {away}.",
-        "Check KINGUIN_REGISTRY__URL, its credentials and certificates. What was registered stays; run it again.",
-    )

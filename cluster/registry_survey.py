@@ -2,25 +2,24 @@
 
 from collections.abc import Iterable
 
-from kinguin_streams.cluster.registry_client import NotInRegistry, RegistryAway, RegistryClient, RegistryRefused
+from kinguin_streams.cluster.registry_client import (
+    NotInRegistry,
+    RegistryAway,
+    RegistryClient,
+    RegistryRefused,
+    away_error,
+)
 from kinguin_streams.cluster.registry_plan import subject_of
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.schemas.registered import Registered
 from kinguin_streams.schemas.topics import Topics
-from kinguin_streams.telemetry.operator_error import OperatorError
 
 
 class RegistrySurvey:
     """One registry, asked and never told."""
 
     def __init__(self, settings: RegistrySettings, topics: Topics) -> None:
-        """Raises OperatorError: registry_not_set if the settings have no url, registry_extra_missing."""
-        if settings.url is None:
-            raise OperatorError(
-                "registry_not_set",
-                "There is no registry to check against.",
-                "Set KINGUIN_REGISTRY__URL to its Confluent-compatible API.",
-            )
+        """Raises OperatorError: registry_not_set, registry_extra_missing."""
         self._client = RegistryClient(settings)
         self._topics = topics
 
@@ -33,7 +32,7 @@ class RegistrySurvey:
                 for each in self._client.versions(subject_of(spec.name))
             )
         except RegistryAway as away:
-            raise _away(away) from away
+            raise away_error(away) from away
 
     def levels(self) -> dict[str, str | None]:
         """Return the compatibility level of each record's subject; None where the registry's own holds.
@@ -57,13 +56,5 @@ class RegistrySurvey:
             except NotInRegistry:
                 texts[schema_id] = None
             except RegistryAway as away:
-                raise _away(away) from away
+                raise away_error(away) from away
         return texts
-
-
-def _away(away: RegistryAway) -> OperatorError:
-    return OperatorError(
-        "registry_away",
-        f"The registry cannot be asked: {away}.",
-        "Check KINGUIN_REGISTRY__URL, its credentials and certificates.",
-    )

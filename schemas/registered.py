@@ -6,9 +6,7 @@ from typing import Literal
 
 from kinguin_streams.schemas.compatibility import CandidateVersion, Finding, Side, faults_between, why_unreadable
 from kinguin_streams.schemas.schema_tree import tree_of
-from kinguin_streams.schemas.versions import fingerprint_of
-
-LEVEL = "FULL_TRANSITIVE"
+from kinguin_streams.schemas.versions import LEVEL, fingerprint_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

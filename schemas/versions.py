@@ -12,6 +12,9 @@ from kinguin_streams.schemas.names import RecordName
 
 RECORD_NAMES: tuple[RecordName, ...] = ("product.update", "order.status", "order.complete", "dead-letter")
 
+LEVEL = "FULL_TRANSITIVE"
+"""A registry's word for it: any reader deployed today can read any record in a topic, and the reverse."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SchemaVersion:

@@ -10,11 +10,11 @@ import pytest
 from kinguin_streams.cluster.registry import RegistryIds
 from kinguin_streams.cluster.registry_client import NotInRegistry, RegistryClient, RegistryRefused
 from kinguin_streams.cluster.registry_match import identify
-from kinguin_streams.cluster.registry_plan import LEVEL, subject_of
+from kinguin_streams.cluster.registry_plan import subject_of
 from kinguin_streams.cluster.registry_steps import Registration
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.schemas.topics import Topics, topics
-from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
+from kinguin_streams.schemas.versions import LEVEL, RECORD_NAMES, shipped
 from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.registries import StandIn, running
 
