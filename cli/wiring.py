@@ -10,7 +10,7 @@ from kinguin_streams.schemas.topics import topics as declared_topics
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.cluster.publisher import KafkaPublisher
-    from kinguin_streams.schemas.codec import Decoder, Encoder, SchemaIds
+    from kinguin_streams.schemas.codec import Decoder, Encoder, RecordEncoder, SchemaIds
 
 
 def kafka(settings: "Settings") -> KafkaSettings:
@@ -55,7 +55,7 @@ def encoder(settings: "Settings") -> "Encoder":
     return Encoder(settings.schemas.write, _schema_ids(settings))
 
 
-def dead_letter_encoder(settings: "Settings") -> "Encoder":
+def dead_letter_encoder(settings: "Settings") -> "RecordEncoder":
     """Return an encoder for a consumer, which has much to read before it writes: it starts without a registry too."""
     from kinguin_streams.cluster.registry_encoder import EncoderOnDemand
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import structlog
 
-from kinguin_streams.schemas.codec import Encoder
+from kinguin_streams.schemas.codec import RecordEncoder
 from kinguin_streams.schemas.events import Record
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -13,21 +13,21 @@ log = structlog.get_logger()
 _COMES_WITH_TIME = ("registry_away", "schema_not_registered")
 
 
-class EncoderOnDemand(Encoder):
-    """A consumer's encoder for dead letters.
+class EncoderOnDemand:
+    """A consumer's encoder for dead letters; an implementation of schemas.codec.RecordEncoder.
 
     It asks for its ids at once, and if they are not to be had, again for each record: a consumer whose registry is away
     reads on and waits, and stops only before a record that it could neither read nor keep.
     """
 
-    def __init__(self, make: Callable[[], Encoder]) -> None:
+    def __init__(self, make: Callable[[], RecordEncoder]) -> None:
         """make: raises OperatorError while there is no encoder to be had.
 
         Raises what it raises unless time may mend it: a registry that contradicts the ids that we know, for one, must not
         be read on with.
         """
         self._make = make
-        self._made: Encoder | None = None
+        self._made: RecordEncoder | None = None
         try:
             self._made = make()
         except OperatorError as error:

@@ -20,7 +20,7 @@ from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.source_identity import SourceIdentity
 from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
-from kinguin_streams.schemas.codec import Decoder, Encoder, RegistryNeeded
+from kinguin_streams.schemas.codec import Decoder, RecordEncoder, RegistryNeeded
 from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -60,7 +60,7 @@ class ConsumeLoop:
         settings: ConsumerSettings,
         store: StateStore,
         decoder: Decoder,
-        encoder: Encoder,
+        encoder: RecordEncoder,
         publisher: Publisher,
     ) -> None:
         """store: of the same projection. encoder, publisher: for dead letters."""

@@ -58,6 +58,14 @@ class SchemaIds(Protocol):
         ...
 
 
+class RecordEncoder(Protocol):
+    """What turns records into values: Encoder, or something that makes one when there is something to write."""
+
+    def encode(self, record: Record) -> bytes:
+        """Return the record's value; raises ValueError as Encoder.encode does."""
+        ...
+
+
 class Encoder:
     """Writes records: the newest schema version of each, unless `write` holds one back."""
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from kinguin_streams.schemas.codec import Encoder
+from kinguin_streams.schemas.codec import RecordEncoder
 from kinguin_streams.schemas.events import DeadLetter, Event, Record
 from kinguin_streams.schemas.instants import to_rfc3339
 from kinguin_streams.schemas.topics import Topics
@@ -24,7 +24,7 @@ class OutgoingRecord:
     timestamp_ms: int
 
 
-def outgoing(record: Record, topics: Topics, encoder: Encoder, traceparent: str | None = None) -> OutgoingRecord:
+def outgoing(record: Record, topics: Topics, encoder: RecordEncoder, traceparent: str | None = None) -> OutgoingRecord:
     """Return the record as it goes into its topic.
 
     Headers follow the CloudEvents 1.0 Kafka binding in binary mode: ce_time is when the sender says the change

@@ -20,7 +20,7 @@ from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.store import StateStore
-from kinguin_streams.schemas.codec import Decoder, Encoder
+from kinguin_streams.schemas.codec import Decoder, Encoder, RecordEncoder
 from kinguin_streams.schemas.events import DeadLetter, Record, RecordName
 from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import Topics, topics
@@ -147,7 +147,7 @@ class RunningLoop:
         projection: Projection = ORDER_STATE,
         *,
         decoder: Decoder | None = None,
-        encoder: Encoder | None = None,
+        encoder: RecordEncoder | None = None,
         publisher_wait_s: float = 5.0,
         **settings: Any,
     ) -> None:
