@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fastavro.schema import SchemaParseException
 
 from kinguin_streams.schemas.schema_tree import Kind, tree_of
-from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, fingerprint_of
+from kinguin_streams.schemas.versions import SchemaCatalogue, SchemaVersion, fingerprint_of, shipped
 
 
 class NotOurs(Exception):
@@ -28,10 +28,30 @@ def identify(text: str, catalogue: SchemaCatalogue) -> SchemaVersion:
     where = list(_other_meanings(tree_of(ours.text), tree_of(text)))
     if where:
         raise NotOurs(
-            f"{ours.record} version {ours.version} but for what its bytes mean: another logical type, scale or precision "
-            f"at {', '.join(where)}"
+            f"{named(ours)} but for what its bytes mean: another logical type, scale or precision at {', '.join(where)}"
         )
     return ours
+
+
+def is_text_of(text: str, schema: SchemaVersion) -> bool:
+    """Return whether a text means this shipped version."""
+    try:
+        return is_same(identify(text, shipped()), schema)
+    except NotOurs:
+        return False
+
+
+def is_same(one: SchemaVersion, other: SchemaVersion) -> bool:
+    """Return whether two are one version.
+
+    Not by identity: threads that are the first to ask for the shipped versions may each get their own copy.
+    """
+    return one.fingerprint == other.fingerprint
+
+
+def named(schema: SchemaVersion) -> str:
+    """Return a version as messages name it: "order.status version 1"."""
+    return f"{schema.record} version {schema.version}"
 
 
 def _other_meanings(ours: Kind, theirs: Kind, place: str = "") -> Iterator[str]:

@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from kinguin_streams.cluster import registry
+from kinguin_streams.cluster import registry, registry_known
 from kinguin_streams.cluster.registry import RegistryIds
 from kinguin_streams.cluster.registry_client import RegistryClient
 from kinguin_streams.cluster.registry_encoder import EncoderOnDemand
@@ -67,7 +67,7 @@ def settings(server: StandIn, **more: Any) -> RegistrySettings:
 
 
 class Clock:
-    """The monotonic clock of cluster/registry.py, moved by hand."""
+    """The monotonic clock of the registry's ids, moved by hand."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -79,7 +79,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(registry, "time", SimpleNamespace(monotonic=clock.monotonic, sleep=time.sleep))
+    for module in (registry, registry_known):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic, sleep=time.sleep))
     return clock
 
 
