@@ -1,6 +1,8 @@
 """Reads a fixed stretch of topics: from offsets to offsets, no group, always ends."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -14,6 +16,10 @@ SILENCE_TIMEOUT_S = 30.0
 # librdkafka stops fetching while 100,000 records wait, and looks again after this time. With its default of a second,
 # 1,000,000 records of 500 B took 4.7 s; they take 1.6 s.
 FETCH_AGAIN_AFTER_MS = 10
+LOOK_AGAIN_AFTER_S = (0.1, 0.3, 0.6)
+_SETTLING = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
 Offsets = Mapping[tuple[str, int], int]
 """(topic, partition) to offset."""
 
@@ -34,17 +40,26 @@ class TopicReader:
         """
         found: dict[tuple[str, int], tuple[int, int]] = {}
         try:
-            metadata = self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S)
             for topic in topics:
-                if topic in metadata.topics:
-                    for number in metadata.topics[topic].partitions:
-                        partition = TopicPartition(topic, number)
-                        found[topic, number] = self._consumer.get_watermark_offsets(
-                            partition, timeout=REQUEST_TIMEOUT_S
-                        )
+                for number in self._partitions(topic):
+                    partition = TopicPartition(topic, number)
+                    found[topic, number] = _once_more(
+                        partial(self._consumer.get_watermark_offsets, partition, timeout=REQUEST_TIMEOUT_S)
+                    )
         except KafkaException as error:
             raise unreachable(error) from error
         return found
+
+    def _partitions(self, topic: str) -> list[int]:
+        # By name, and not taken for missing at once: of 120 sets of topics that had just been made, a busy broker
+        # left one out of its list twice.
+        for wait_s in (*LOOK_AGAIN_AFTER_S, None):
+            metadata = self._consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics.get(topic)
+            if metadata is not None and metadata.error is None and metadata.partitions:
+                return sorted(metadata.partitions)
+            if wait_s is not None:
+                time.sleep(wait_s)
+        return []
 
     def end_offsets(self, topics: Sequence[str]) -> dict[tuple[str, int], int]:
         """Return the offset after the last record of every partition, as `bounds` does."""
@@ -114,6 +129,18 @@ class TopicReader:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
+
+
+def _once_more(ask: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Return the answer; ask again for a moment where a broker has only just become the leader of a new partition."""
+    for wait_s in LOOK_AGAIN_AFTER_S:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _SETTLING:
+                raise
+            time.sleep(wait_s)
+    return ask()
 
 
 def _refused(partition: tuple[str, int], offset: int, error: KafkaError) -> OperatorError:

@@ -223,6 +223,7 @@ def test_ids_in_the_topics_are_resolved_by_the_registry(
     put(single_object(2), AT_MS)
     checked = run({**environment, **with_registry}, "schemas", "check", "--against-topics", "--json")
     assert checked.returncode == 0, checked.stdout
+    assert '"records":2' in checked.stdout, checked.stdout + checked.stderr
     [used] = [each for each in json.loads(checked.stdout)["topics"]["versions"] if each["records"]]
     assert (used["version"], used["records"], used["single_object"]) == (2, 2, 1)
 
