@@ -1,0 +1,452 @@
+"""One file of the spool: records on disk, in order, fsynced before `append` returns. SQLite, WAL, synchronous=FULL.
+
+One process owns a file; a lock beside it says so, and the kernel gives the lock back when the process dies. One thread
+writes: whatever has come in while it waited for the disk goes into the next transaction, so that many requests share one
+fsync. Nothing is believed after an fsync has failed: the kernel may have dropped the pages and will say "done" next time.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import msgspec
+import structlog
+
+from kinguin_streams.schemas.outgoing import OutgoingRecord
+
+log = structlog.get_logger()
+
+SUFFIX: Final = ".spool"
+MAX_OPERATIONS: Final = 512
+"""In one transaction."""
+RESERVE_BYTES: Final = 8 * 1024 * 1024
+"""Kept free beside the file. On a full disk a DELETE fails too, so without it a full spool could not be drained."""
+_BUSY_TIMEOUT_S: Final = 5.0
+# What a row costs beside the bytes that were sent: its place in the tree, lengths, times.
+_ROW_BYTES: Final = 64
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS spooled (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic TEXT NOT NULL,
+    key BLOB NOT NULL,
+    value BLOB NOT NULL,
+    headers BLOB NOT NULL,
+    timestamp_ms INTEGER NOT NULL,
+    spooled_at_ms INTEGER NOT NULL,
+    refused TEXT
+)
+"""
+
+_HEADERS: Final = msgspec.msgpack.Decoder(tuple[tuple[str, bytes], ...])
+
+FailureCode = Literal["full", "failed", "slow", "closed"]
+
+
+class SpoolFailed(Exception):
+    """The record is not known to be on disk.
+
+    code: full (no room by the limits, or on the disk), failed (the disk cannot be trusted any more), slow (no answer in
+    time), closed.
+    """
+
+    def __init__(self, code: FailureCode, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code: FailureCode = code
+
+
+class FileTaken(Exception):
+    """Another process owns the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A record in the spool."""
+
+    id: int
+    """Counts up within its file, and is never used twice."""
+    record: OutgoingRecord
+    spooled_at_ms: int
+    refused: str | None = None
+    """Why Kafka will never take it, if it has said so; it is kept for a person to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a file."""
+
+    records: int
+    bytes: int
+    oldest_ms: int | None
+    refused: int
+
+
+@dataclass(slots=True)
+class _Append:
+    record: OutgoingRecord
+    spooled_at_ms: int
+    awaited: bool
+    done: "Future[int]"
+
+
+@dataclass(slots=True)
+class _Remove:
+    ids: Sequence[int]
+    done: "Future[int]"
+
+
+@dataclass(slots=True)
+class _Refuse:
+    id: int
+    why: str
+    done: "Future[int]"
+
+
+_Operation = _Append | _Remove | _Refuse
+
+
+class SpoolFile:
+    """A spool file that this process owns."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file. Raises FileTaken, or OSError or sqlite3.Error if it cannot be used."""
+        self.path = path
+        self._lock_file = _take_lock(path)
+        try:
+            self._reserve = path.with_suffix(".reserve")
+            self._writer = _connect(path)
+            self._writer.execute(_SCHEMA)
+            self._reader = _connect(path)
+            self.contents = _contents(self._reader)
+            self._keep_reserve()
+            _sync_folder(path.parent)
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+        self.failure: str | None = None
+        """Why the disk is not trusted any more, or None."""
+        self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._closed = False
+        self._awaited: set[int] = set()
+        self._reading = threading.Lock()
+        self._thread = threading.Thread(target=self._write, name=f"spool-{path.stem[-6:]}", daemon=True)
+        self._thread.start()
+
+    def append(self, record: OutgoingRecord, timeout_s: float, *, awaited: bool = False) -> int:
+        """Return the record's id once it is on disk. Raises SpoolFailed; then it may be on disk all the same.
+
+        awaited: Kafka may have it already, and its report will come: `oldest` passes it over until `report_came`.
+        """
+        done: Future[int] = Future()
+        self._submit(_Append(record, time.time_ns() // 1_000_000, awaited, done))
+        try:
+            return done.result(timeout_s)
+        except TimeoutError as error:
+            raise SpoolFailed("slow", f"the disk did not answer within {timeout_s:g} s") from error
+
+    def report_came(self, spooled_id: int, *, delivered: bool) -> None:
+        """Forget a record that was awaited, or let it wait for Kafka like any other. Does not wait for the disk."""
+        if delivered and self.failure is None and not self._closed:
+            done: Future[int] = Future()
+            done.add_done_callback(lambda _: self._awaited.discard(spooled_id))
+            self._operations.put(_Remove((spooled_id,), done))
+        else:
+            self._awaited.discard(spooled_id)
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Forget records that Kafka has; returns once that is on disk. Raises SpoolFailed."""
+        if ids:
+            done: Future[int] = Future()
+            self._submit(_Remove(ids, done))
+            done.result()
+
+    def refuse(self, spooled_id: int, why: str) -> None:
+        """Set a record aside that Kafka will never take. Raises SpoolFailed."""
+        done: Future[int] = Future()
+        self._submit(_Refuse(spooled_id, why, done))
+        done.result()
+
+    def oldest(self, count: int) -> list[Spooled]:
+        """Return up to `count` records that wait for Kafka, oldest first."""
+        awaited = frozenset(self._awaited)
+        with self._reading:
+            rows = list(_rows(self._reader, 0, count + len(awaited), refused_too=False))
+        return [spooled for spooled in rows if spooled.id not in awaited][:count]
+
+    def close(self, *, delete_if_empty: bool = True) -> None:
+        """Finish what was handed over, give the file back, and delete it if there is nothing in it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._operations.put(None)
+        self._thread.join()
+        with self._reading:
+            empty = delete_if_empty and self.failure is None and _contents(self._reader).records == 0
+            self._reader.close()
+            self._writer.close()
+        self._reserve.unlink(missing_ok=True)
+        if empty:
+            # The lock goes last: who takes it in between finds that its file has gone, and lets it be.
+            for file in (self.path, _beside(self.path, "-wal"), _beside(self.path, "-shm"), lock_of(self.path)):
+                file.unlink(missing_ok=True)
+        os.close(self._lock_file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, operation: _Operation) -> None:
+        if self._closed:
+            raise SpoolFailed("closed", "the spool is closed")
+        if self.failure is not None:
+            raise SpoolFailed("failed", self.failure)
+        self._operations.put(operation)
+
+    def _write(self) -> None:
+        going_on = True
+        while going_on:
+            first = self._operations.get()
+            batch: list[_Operation] = []
+            while first is not None:
+                batch.append(first)
+                if len(batch) == MAX_OPERATIONS:
+                    break
+                try:
+                    first = self._operations.get_nowait()
+                except queue.Empty:
+                    break
+            going_on = first is not None
+            if batch:
+                self._commit(batch)
+
+    def _commit(self, batch: Sequence[_Operation]) -> None:
+        try:
+            ids = self._transact(batch)
+        except sqlite3.Error as error:
+            if _is_full(error):
+                self._make_way(batch)
+            else:
+                self._fail(batch, error)
+            return
+        for operation, result in zip(batch, ids, strict=True):
+            operation.done.set_result(result)
+
+    def _transact(self, batch: Sequence[_Operation]) -> list[int]:
+        if self.failure is not None:
+            raise sqlite3.OperationalError(self.failure)
+        changed = self.contents
+        ids = []
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for operation in batch:
+                result, changed = self._apply(operation, changed)
+                ids.append(result)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            raise
+        self.contents = changed
+        return ids
+
+    def _apply(self, operation: _Operation, before: Contents) -> tuple[int, Contents]:
+        match operation:
+            case _Append(record, spooled_at_ms, awaited):
+                headers = msgspec.msgpack.encode(record.headers)
+                cursor = self._writer.execute(
+                    "INSERT INTO spooled (topic, key, value, headers, timestamp_ms, spooled_at_ms) VALUES (?,?,?,?,?,?)",
+                    (record.topic, record.key, record.value, headers, record.timestamp_ms, spooled_at_ms),
+                )
+                spooled_id = int(cursor.lastrowid or 0)
+                if awaited:  # before the row can be seen
+                    self._awaited.add(spooled_id)
+                return spooled_id, Contents(
+                    records=before.records + 1,
+                    bytes=before.bytes + _ROW_BYTES + len(record.key) + len(record.value) + len(headers),
+                    oldest_ms=spooled_at_ms if before.oldest_ms is None else before.oldest_ms,
+                    refused=before.refused,
+                )
+            case _Remove(ids):
+                # Counting what goes, not what stays: a spool of a day would be read whole for each batch.
+                gone = self._writer.execute(
+                    "DELETE FROM spooled WHERE id IN (SELECT value FROM json_each(?))"
+                    " RETURNING length(key) + length(value) + length(headers), refused IS NOT NULL",
+                    (json.dumps(list(ids)),),
+                ).fetchall()
+                return len(gone), Contents(
+                    records=before.records - len(gone),
+                    bytes=before.bytes - sum(size + _ROW_BYTES for size, _ in gone),
+                    oldest_ms=_oldest_ms(self._writer),
+                    refused=before.refused - sum(refused for _, refused in gone),
+                )
+            case _Refuse(spooled_id, why):
+                query = "UPDATE spooled SET refused = ? WHERE id = ? AND refused IS NULL"
+                changed = self._writer.execute(query, (why, spooled_id)).rowcount
+                return changed, replace(before, refused=before.refused + changed)
+
+    def _make_way(self, batch: Sequence[_Operation]) -> None:
+        """On a full disk: refuse what wants room, and let what gives room have the reserve."""
+        full = SpoolFailed("full", "there is no room on the disk")
+        giving: list[_Operation] = []
+        for operation in batch:
+            if isinstance(operation, _Append):
+                operation.done.set_exception(full)
+            else:
+                giving.append(operation)
+        if not giving:
+            return
+        self._reserve.unlink(missing_ok=True)
+        try:
+            results = self._transact(giving)
+        except sqlite3.Error as error:
+            self._fail(giving, error)
+            return
+        for operation, result in zip(giving, results, strict=True):
+            operation.done.set_result(result)
+        self._keep_reserve()
+
+    def _fail(self, batch: Sequence[_Operation], error: sqlite3.Error) -> None:
+        code: FailureCode = "full" if _is_full(error) else "failed"
+        if code == "failed" and self.failure is None:
+            self.failure = f"{self.path}: {error}"
+            log.error(
+                "spool_failed", path=str(self.path), error=str(error), hint="nothing more is spooled: see the disk"
+            )
+        for operation in batch:
+            operation.done.set_exception(SpoolFailed(code, str(error)))
+
+    @property
+    def has_reserve(self) -> bool:
+        """Whether the room is there without which a full disk could not be drained."""
+        if not self._reserve.exists():
+            self._keep_reserve()
+        return self._reserve.exists()
+
+    def _keep_reserve(self) -> None:
+        if self._reserve.exists():
+            return
+        descriptor = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        except OSError:
+            self._reserve.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def read_only(path: Path, count: int = 1_000) -> Iterator[Spooled]:
+    """Yield all records of a file that anybody may own, oldest first, those that Kafka refused included."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
+    try:
+        after = 0
+        while batch := list(_rows(connection, after, count, refused_too=True)):
+            yield from batch
+            after = batch[-1].id
+    finally:
+        connection.close()
+
+
+def look(path: Path) -> Contents:
+    """Return what is in a file that anybody may own. Raises sqlite3.Error if it is none."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
+    try:
+        return _contents(connection)
+    finally:
+        connection.close()
+
+
+def is_owned(path: Path) -> bool:
+    """Return whether a living process owns the file."""
+    try:
+        descriptor = os.open(lock_of(path), os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def lock_of(path: Path) -> Path:
+    """Return the file whose lock says who owns a spool file."""
+    return path.with_suffix(".lock")
+
+
+def _take_lock(path: Path) -> int:
+    while True:
+        descriptor = os.open(lock_of(path), os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise FileTaken(str(path)) from error
+        # The one before may have deleted file and lock after we opened it: then this is a lock of nothing.
+        try:
+            if os.fstat(descriptor).st_ino == lock_of(path).stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _contents(connection: sqlite3.Connection) -> Contents:
+    count, size, refused = connection.execute(
+        "SELECT count(*), coalesce(sum(length(key) + length(value) + length(headers)), 0), count(refused) FROM spooled"
+    ).fetchone()
+    return Contents(records=count, bytes=size + count * _ROW_BYTES, oldest_ms=_oldest_ms(connection), refused=refused)
+
+
+def _oldest_ms(connection: sqlite3.Connection) -> int | None:
+    row = connection.execute("SELECT spooled_at_ms FROM spooled ORDER BY id LIMIT 1").fetchone()
+    return None if row is None else int(row[0])
+
+
+def _rows(connection: sqlite3.Connection, after: int, count: int, *, refused_too: bool) -> Iterator[Spooled]:
+    for number, topic, key, value, headers, timestamp_ms, spooled_at_ms, refused in connection.execute(
+        "SELECT id, topic, key, value, headers, timestamp_ms, spooled_at_ms, refused FROM spooled"
+        " WHERE id > ? AND (refused IS NULL OR ?) ORDER BY id LIMIT ?",
+        (after, refused_too, count),
+    ):
+        record = OutgoingRecord(topic, key, value, _HEADERS.decode(headers), timestamp_ms)
+        yield Spooled(number, record, spooled_at_ms, refused)
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
