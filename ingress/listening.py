@@ -12,14 +12,18 @@ BACKSTOP_BODY_BYTES: Final = 131_072
 MAX_HEADER_BYTES: Final = 16_384
 
 
-def listen(host: str, port: int, setting: str) -> socket.socket:
+def listen(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
     """Return a socket that listens there. setting: what the operator may set to have it elsewhere.
+
+    shared: other processes listen there too, and the kernel deals connections out to them.
 
     Raises OperatorError("port_taken") or ("cannot_listen").
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)  # now: two that have only bound the same port would both believe that they have it

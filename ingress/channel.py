@@ -1,0 +1,81 @@
+"""What waitress does not do by itself: keep a connection after an answer without a body, know when a request had arrived,
+and cut off who never finishes one.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any, Final, cast
+
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.task import WSGITask
+
+ARRIVED: Final = "kinguin.arrived_s"
+"""In the WSGI environment: when the last byte of the request was there, on the monotonic clock."""
+
+
+class Request(HTTPRequestParser):
+    """A request that knows when its first and its last byte came."""
+
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        self.began_s = self.arrived_s = time.monotonic()
+
+    def received(self, data: bytes) -> int:
+        """Take more bytes; return how many belong to this request."""
+        taken = int(super().received(data))
+        if self.completed:
+            self.arrived_s = time.monotonic()
+        return taken
+
+
+class Task(WSGITask):
+    """Serves one request."""
+
+    _may_stay = False
+
+    def get_environment(self) -> dict[str, Any]:
+        """Return the WSGI environment."""
+        environ: dict[str, Any] = super().get_environment()
+        request = cast("Request", self.request)  # a task of the other kind answers for one that could not be read
+        environ[ARRIVED] = request.arrived_s
+        return environ
+
+    def build_response_header(self) -> bytes:
+        """Return the head of the answer."""
+        # waitress takes an answer without Content-Length for one that ends with the connection; a 204 has neither. Opening
+        # a connection for each webhook halved what one process answered.
+        wants_close = cast("Request", self.request).headers.get("CONNECTION", "").lower() == "close"
+        self._may_stay = not self.has_body and self.version == "1.1" and not wants_close
+        return bytes(super().build_response_header())
+
+    def set_close_on_finish(self) -> None:
+        """Close the connection after the answer, unless the answer says itself where it ends."""
+        if not self._may_stay:
+            super().set_close_on_finish()
+
+
+class Channel(HTTPChannel):
+    """One connection of a client."""
+
+    task_class = Task
+    parser_class = Request
+
+
+def cut_off_slow(channels: Iterable[object], timeout_s: float) -> int:
+    """Close the connections whose request has been coming in for longer than this; return how many.
+
+    Measured: a body of one byte a second was never cut off, and a hundred such clients stopped all service.
+    """
+    before_s = time.monotonic() - timeout_s
+    slow = [
+        channel
+        for channel in channels
+        if isinstance(channel, Channel)
+        and not channel.requests
+        and isinstance(channel.request, Request)
+        and channel.request.began_s < before_s
+    ]
+    for channel in slow:
+        channel.will_close = True
+    return len(slow)
