@@ -1,31 +1,45 @@
-"""Whether it makes sense to wait for Kafka: while it is away, one request a second finds out whether it is back."""
+"""Whether it makes sense to wait for Kafka. Decides only; does nothing. Times are monotonic.
+
+Closed while Kafka confirms. Opened by the first wait of a second during which Kafka confirmed nothing at all: then nobody
+waits, and events go to the spool at once. Half open once Kafka answers a question about its topics: one record a second may
+try. Closed again by the first confirmation.
+"""
 
 import threading
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 QUIET_S: Final = 1.0
 """One report that did not come may be one partition without a leader; none at all for so long is Kafka away."""
 TRY_EVERY_S: Final = 1.0
 
+BreakerState = Literal["closed", "open", "half_open"]
+
 
 @dataclass
 class Breaker:
-    """Closed while Kafka confirms; open after a wait in vain during which nothing was confirmed. Times are monotonic.
+    """Safe to use from any thread.
 
     Without it each request waits in vain on one of a few threads while the next ones queue for those: with 100
     connections on 32 threads, the last answer came after 12 s instead of 3.
     """
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _open: bool = False
+    _state: BreakerState = "closed"
     _tried_at_s: float = float("-inf")
     _confirmed_at_s: float = float("-inf")
 
+    @property
+    def state(self) -> BreakerState:
+        """Where it stands now."""
+        return self._state
+
     def may_try(self, now_s: float) -> bool:
-        """Return whether to publish now."""
+        """Return whether to hand a record to Kafka now."""
         with self._lock:
-            if self._open and now_s - self._tried_at_s < TRY_EVERY_S:
+            if self._state == "closed":
+                return True
+            if self._state == "open" or now_s - self._tried_at_s < TRY_EVERY_S:
                 return False
             self._tried_at_s = now_s
             return True
@@ -33,15 +47,20 @@ class Breaker:
     def confirmed(self, now_s: float) -> bool:
         """Note that Kafka has a record; return whether this closed the breaker."""
         with self._lock:
-            was_open, self._open = self._open, False
+            was, self._state = self._state, "closed"
             self._confirmed_at_s = now_s
-            return was_open
+            return was != "closed"
 
     def waited_in_vain(self, now_s: float) -> bool:
-        """Note that Kafka said nothing about a record in time; return whether this opened the breaker."""
+        """Note that Kafka said nothing about a record for QUIET_S; return whether this opened the breaker."""
         with self._lock:
-            if self._open or now_s - self._confirmed_at_s <= QUIET_S:
+            if self._state == "open" or now_s - self._confirmed_at_s <= QUIET_S:
                 return False
-            self._open = True
-            self._tried_at_s = now_s  # those in the queue have waited long enough to be the next to try
-            return True
+            was, self._state = self._state, "open"
+            return was == "closed"
+
+    def answered(self) -> None:
+        """Note that Kafka has answered a question about its topics: it may take records again."""
+        with self._lock:
+            if self._state == "open":
+                self._state = "half_open"
