@@ -1,9 +1,21 @@
 """What a running ingress says of itself on its admin port."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from kinguin_streams.ingress.ledger import Balance
 
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
+
 TIMEOUT_S = 2.0
-_COLUMNS = {"acked": "acked", "dead_lettered": "dead_lettered", "refused": "refused", "ping": "pings"}
+_COLUMNS = {
+    "acked": "acked",
+    "spooled": "spooled",
+    "dead_lettered": "dead_lettered",
+    "refused": "refused",
+    "ping": "pings",
+}
 
 
 def readiness(host: str, port: int) -> tuple[bool, str]:
@@ -19,28 +31,46 @@ def readiness(host: str, port: int) -> tuple[bool, str]:
 
 def balance(host: str, port: int) -> Balance | None:
     """Return the ingress's books as its metrics show them, or None if nobody answers."""
+    scrape = _scrape(host, port)
+    return None if scrape is None else parse_balance(scrape)
+
+
+def waiting_in_spool(host: str, port: int) -> int | None:
+    """Return how many events the ingress has on disk for Kafka, or None if nobody answers or there is no spool."""
+    scrape = _scrape(host, port)
+    if scrape is None:
+        return None
+    waiting = [sample.value for sample in _samples(scrape) if sample.name == "kinguin_ingress_spool_events"]
+    return int(waiting[0]) if waiting else None
+
+
+def parse_balance(metrics: str) -> Balance:
+    """Return the books in a scrape."""
+    ended = dict.fromkeys(_COLUMNS.values(), 0)
+    received = in_flight = 0
+    for sample in _samples(metrics):
+        match sample.name:
+            case "kinguin_ingress_received_total":
+                received = int(sample.value)
+            case "kinguin_ingress_in_flight":
+                in_flight = int(sample.value)
+            case "kinguin_ingress_requests_total":
+                ended[_COLUMNS[sample.labels["outcome"]]] += int(sample.value)
+    return Balance(received=received, in_flight=in_flight, **ended)
+
+
+def _scrape(host: str, port: int) -> str | None:
     import urllib3
 
     try:
         answer = urllib3.request("GET", f"http://{host}:{port}/metrics", timeout=TIMEOUT_S, retries=False)
     except urllib3.exceptions.HTTPError:
         return None
-    return parse_balance(answer.data.decode()) if answer.status == 200 else None
+    return answer.data.decode() if answer.status == 200 else None
 
 
-def parse_balance(metrics: str) -> Balance:
-    """Return the books in a scrape."""
+def _samples(metrics: str) -> "Iterator[Sample]":
     from prometheus_client.parser import text_string_to_metric_families
 
-    ended = dict.fromkeys(_COLUMNS.values(), 0)
-    received = in_flight = 0
     for family in text_string_to_metric_families(metrics):
-        for sample in family.samples:
-            match sample.name:
-                case "kinguin_ingress_received_total":
-                    received = int(sample.value)
-                case "kinguin_ingress_in_flight":
-                    in_flight = int(sample.value)
-                case "kinguin_ingress_requests_total":
-                    ended[_COLUMNS[sample.labels["outcome"]]] += int(sample.value)
-    return Balance(received=received, in_flight=in_flight, **ended)
+        yield from family.samples

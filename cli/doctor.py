@@ -26,7 +26,7 @@ class Diagnosis:
 def doctor(as_json: Json = False) -> None:
     """Look at settings, ingress, registry, Kafka, topics and state, and say what is wrong and what to do. Exit 1 if anything fails.
 
-    The ingress's books must balance: received = in flight + acked + dead-lettered + refused + pings. What does not run is
+    The ingress's books must balance: received = in flight + acked + spooled + dead-lettered + refused + pings. What does not run is
     a warning, since this machine may run only some of the parts.
     """
     from kinguin_streams.cli import output
@@ -141,9 +141,35 @@ def _ingress(settings: "Settings") -> Iterator[Diagnosis]:
         yield Diagnosis("ingress", "warn", f"none answers on the admin port {host}:{port}")
         return
     ready, why = readiness(host, port)
-    yield Diagnosis("ingress", "ok" if ready else "fail", why.replace("\n", "; "))
+    odd = "[!]" in why
+    yield Diagnosis("ingress", "fail" if not ready else "warn" if odd else "ok", why.replace("\n", "; "))
     columns = (
-        f"received {books.received} = in flight {books.in_flight} + acked {books.acked} + dead-lettered "
-        f"{books.dead_lettered} + refused {books.refused} + pings {books.pings}"
+        f"received {books.received} = in flight {books.in_flight} + acked {books.acked} + spooled {books.spooled} + "
+        f"dead-lettered {books.dead_lettered} + refused {books.refused} + pings {books.pings}"
     )
+    yield from _spool(settings)
     yield Diagnosis("ledger", "ok" if books.balances else "fail", columns)
+
+
+def _spool(settings: "Settings") -> Iterator[Diagnosis]:
+    from kinguin_streams.ingress.spool import spool_paths
+    from kinguin_streams.ingress.spool_file import is_owned, look
+
+    if not settings.spool.enabled:
+        yield Diagnosis(
+            "spool", "warn", "off: while Kafka is away the sender gets 503, and disables the endpoint in the end"
+        )
+        return
+    orphans = waiting = refused = 0
+    for path in spool_paths(settings.spool.path):
+        contents = look(path)
+        waiting += contents.records - contents.refused
+        refused += contents.refused
+        orphans += 0 if is_owned(path) else contents.records
+    state: State = "fail" if refused else "warn" if waiting else "ok"
+    detail = f"{waiting} events wait for Kafka in {settings.spool.path}"
+    if orphans:
+        detail += f", {orphans} of them of no living process: an ingress takes them over, or `spool drain` does"
+    if refused:
+        detail += f"; {refused} that Kafka refuses: `spool export` shows them"
+    yield Diagnosis("spool", state, detail)

@@ -15,23 +15,37 @@ def ingress(
         str | None, typer.Option(help="accept (202) or reject (422) an invalid payload", show_default="accept")
     ] = None,
 ) -> None:
-    """Take Kinguin's webhooks at /webhooks/{store} and publish them; answer 204 once Kafka has them.
+    """Take Kinguin's webhooks at /webhooks/{store} and publish them; answer 204 once Kafka or the spool has them.
 
     Needs KINGUIN_INGRESS__SECRETS='{"default": ["the secret of the dashboard"]}' and the topics of `topics apply`. Run as
-    many as you like behind a load balancer; they share nothing. SIGTERM finishes what is in flight and exits 0.
+    many as you like behind a load balancer; they share nothing. While Kafka is away, events wait on disk under
+    KINGUIN_SPOOL__PATH. SIGTERM finishes what is in flight and exits 0.
     """
     from kinguin_streams.cli import wiring
     from kinguin_streams.cli.settings import ConfigurationError, load
     from kinguin_streams.ingress.server import Server
+    from kinguin_streams.ingress.spool import Spool
     from kinguin_streams.telemetry.logs import configure
+    from kinguin_streams.telemetry.operator_error import OperatorError
 
-    settings = load(ingress={"host": host, "port": port, "admin_port": admin_port, "on_invalid": on_invalid})
+    given = {"host": host, "port": port, "admin_port": admin_port, "on_invalid": on_invalid}
+    settings = load(ingress=given)
     if not settings.ingress.secrets:
         raise ConfigurationError(
             ('KINGUIN_INGRESS__SECRETS: no secret is set; without one anybody could post. Set {"default": ["…"]}',)
         )
+
+    def read_secrets() -> dict[str, list[str]]:
+        live = load(ingress=given).ingress.secrets
+        return {store: [secret.get_secret_value() for secret in of_store] for store, of_store in live.items()}
+
     configure(settings.log.level, settings.log.format)
+    encoder = wiring.encoder(settings)
+    try:
+        spool = Spool(settings.spool) if settings.spool.enabled else None
+    except OperatorError as unusable:
+        raise ConfigurationError((f"KINGUIN_SPOOL__PATH: {unusable}",)) from unusable
     publisher = wiring.publisher(settings, client_id="kinguin-streams-ingress")
-    server = Server(settings.ingress, publisher, wiring.topics(settings), wiring.encoder(settings))
-    if server.run():
-        raise typer.Exit(1)
+    server = Server(settings.ingress, publisher, wiring.topics(settings), encoder, spool, read_secrets)
+    if code := server.run():
+        raise typer.Exit(code)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kinguin_streams.cli import config, consume, doctor, ingress, kafka, schemas, simulate, state, topics, up
+from kinguin_streams.cli import config, consume, doctor, ingress, kafka, schemas, simulate, spool, state, topics, up
 from kinguin_streams.cli.lifeline import tie_to_parent
 from kinguin_streams.cli.output import talk
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("ingress")(ingress.ingress)
+app.add_typer(spool.app, name="spool")
 app.add_typer(consume.app, name="consume")
 app.command("simulate")(simulate.simulate)
 app.add_typer(state.app, name="state")

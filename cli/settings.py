@@ -14,7 +14,7 @@ from pydantic_settings.sources.utils import parse_env_vars
 
 from kinguin_streams.cluster.settings import KafkaSettings, LocalSettings, RegistrySettings
 from kinguin_streams.consumers.settings import ConsumerSettings, StateSettings
-from kinguin_streams.ingress.settings import IngressSettings
+from kinguin_streams.ingress.settings import IngressSettings, SpoolSettings
 from kinguin_streams.schemas.events import RecordName
 from kinguin_streams.schemas.versions import shipped
 from kinguin_streams.telemetry.logs import LogFormat
@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     schemas: SchemaSettings = SchemaSettings()
     registry: RegistrySettings = RegistrySettings()
     ingress: IngressSettings = IngressSettings()
+    spool: SpoolSettings = SpoolSettings()
     state: StateSettings = StateSettings()
     consumer: ConsumerSettings = ConsumerSettings()
     local: LocalSettings = LocalSettings()
@@ -152,6 +153,9 @@ def load(**overrides: Mapping[str, Any]) -> Settings:
         cache_file = settings.local.data_dir / "registry-ids.json"
         registry = settings.registry.model_copy(update={"cache_file": cache_file})
         settings = settings.model_copy(update={"registry": registry})
+    if "path" not in settings.spool.model_fields_set:
+        spool_path = settings.local.data_dir / "spool"
+        settings = settings.model_copy(update={"spool": settings.spool.model_copy(update={"path": spool_path})})
     if "url" not in settings.state.model_fields_set:
         url = f"sqlite:///{settings.local.data_dir / 'state.db'}"
         settings = settings.model_copy(update={"state": settings.state.model_copy(update={"url": url})})

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from kinguin_streams.cli import wiring
-from kinguin_streams.cli.admin_port import balance, readiness
+from kinguin_streams.cli.admin_port import balance, readiness, waiting_in_spool
 from kinguin_streams.cli.children import Children
 from kinguin_streams.cli.kafka import start_broker
 from kinguin_streams.cli.live_view import LiveView, Numbers
@@ -193,6 +193,10 @@ def _simulate(
 def _catch_up(settings: Settings, topics_reader: TopicReader, children: Children) -> bool:
     """Return whether the state has every record that is in the topics now; waits for it, but not for ever."""
     deadline_s = time.monotonic() + CATCH_UP_TIMEOUT_S
+    # What was answered from the spool is in no topic yet.
+    while waiting_in_spool(settings.ingress.host, settings.ingress.admin_port) and time.monotonic() < deadline_s:
+        children.check()
+        time.sleep(0.1)
     topics = wiring.topics(settings)
     bounds = topics_reader.bounds([topics.name(event) for event in EVENT_NAMES])
     while time.monotonic() < deadline_s:
@@ -213,7 +217,7 @@ def _numbers(settings: Settings, report: SendReport | None) -> Numbers:
     return Numbers(
         sent=None if report is None else report.sent,
         received=0 if books is None else books.received,
-        acked=0 if books is None else books.acked,
+        acked=0 if books is None else books.acked + books.spooled,
         orders_by_status=reader.orders_by_status(settings.state.url),
         busiest_products=reader.busiest_products(settings.state.url, 5),
     )

@@ -34,6 +34,10 @@ class PublishFailed(Exception):
         self.landed: Literal["no", "maybe"] = landed
 
 
+class TopicMissing(PublishFailed):
+    """The cluster answers, and does not have the topic."""
+
+
 class Publisher(Protocol):
     """Takes a record and keeps it, or says that it did not."""
 
@@ -71,28 +75,33 @@ class KafkaPublisher:
     def partitions(self, topic: str, timeout_s: float) -> int:
         """Return the topic's number of partitions as this producer's own connection sees it.
 
-        Raises PublishFailed("not_delivered") if the cluster does not answer or the topic is not there.
+        Raises TopicMissing, or PublishFailed("not_delivered") if the cluster does not answer.
         """
         try:
             metadata = self._producer.list_topics(topic, timeout=timeout_s).topics[topic]
         except KafkaException as error:
             raise PublishFailed("not_delivered", _words(error.args[0]), landed="no") from error
         if metadata.error is not None:
-            raise PublishFailed("not_delivered", f"topic {topic}: {_words(metadata.error)}", landed="no")
+            raise TopicMissing("not_delivered", f"topic {topic}: {_words(metadata.error)}", landed="no")
         return len(metadata.partitions)
 
     def publish(self, record: OutgoingRecord) -> None:
         """Return once all in-sync replicas have the record; raises PublishFailed otherwise, within ack_wait_s."""
-        report = self._hand_over(record)
+        report = self.send(record)
         try:
-            error = report.result(timeout=self._ack_wait_s)
+            failure = report.result(timeout=self._ack_wait_s)
         except TimeoutError as timeout:
             detail = f"no delivery report within {self._ack_wait_s:g} s"
             raise PublishFailed("no_report", detail, landed="maybe") from timeout
-        if error is not None:
-            raise self._failure(error)
+        if failure is not None:
+            raise failure
 
-    def _hand_over(self, record: OutgoingRecord) -> "Future[KafkaError | None]":
+    def send(self, record: OutgoingRecord) -> "Future[PublishFailed | None]":
+        """Hand the record to the client and return what will be its delivery report: None once all in-sync replicas have it.
+
+        The report comes within delivery_timeout_s of the producer's configuration, on the client's own thread: what is
+        called back must not block. Raises PublishFailed if the client does not take the record; then it will not land.
+        """
         if os.getpid() != self._pid:
             # The client's threads did not come along: what is handed to it would wait for ever.
             raise PublishFailed("forked", "this producer was made before fork(); make one in each process", landed="no")
@@ -100,10 +109,10 @@ class KafkaPublisher:
             raise PublishFailed("closed", "the publisher is closed", landed="no")
         if self._fatal is not None:
             raise PublishFailed("fatal", self._fatal, landed="no")
-        report: Future[KafkaError | None] = Future()
+        report: Future[PublishFailed | None] = Future()
 
         def settle(error: KafkaError | None, _message: Message) -> None:
-            report.set_result(error)
+            report.set_result(None if error is None else self._failure(error))
 
         try:
             self._producer.produce(

@@ -29,9 +29,10 @@ class _Readyz:
         checks = self._readiness.checks()
         ready = all(check.ok for check in checks.values())
         lines = [f"[{'+' if check.ok else '-'}] {name}: {check.detail}" for name, check in checks.items()]
+        lines += [f"[!] {warning}" for warning in self._readiness.warnings()]
         verdict = "ready" if ready else "not ready"
-        # Without ?verbose, what is wrong is still named: an operator reads it first in the orchestrator's events.
-        shown = lines if "verbose" in req.params else [line for line in lines if line.startswith("[-]")]
+        # Without ?verbose, what is wrong, or odd, is still named: an operator reads it first in the orchestrator's events.
+        shown = lines if "verbose" in req.params else [line for line in lines if not line.startswith("[+]")]
         resp.text = "\n".join([*shown, verdict, ""])
         resp.content_type = falcon.MEDIA_TEXT
         resp.status = falcon.HTTP_200 if ready else falcon.HTTP_503

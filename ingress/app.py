@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, Literal, NoReturn
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn, Protocol
 
 import falcon
 import structlog
 import uuid_utils.compat
 
-from kinguin_streams.cluster.publisher import FailureCode, Publisher, PublishFailed
-from kinguin_streams.ingress.breaker import Breaker
+from kinguin_streams.ingress.channel import ARRIVED
 from kinguin_streams.ingress.decide import (
     MAX_BODY_BYTES,
     Accepted,
@@ -19,13 +18,16 @@ from kinguin_streams.ingress.decide import (
     Ping,
     Refused,
     decide,
+    refused_by_kafka,
 )
+from kinguin_streams.ingress.keeper import KafkaRefuses, NotKept, Where
 from kinguin_streams.ingress.ledger import OTHER, Entry, Ledger
 from kinguin_streams.ingress.problems import Problem, invalid_webhook_detail, serialize
 from kinguin_streams.ingress.secrets import Secrets
+from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.events import DeadLetter, Event, StoreName
-from kinguin_streams.schemas.outgoing import outgoing
+from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import Topics
 
 log = structlog.get_logger()
@@ -41,14 +43,20 @@ RETRY_AFTER_S: Final = 5
 STRIPPED_HEADERS_LOG_EVERY_S: Final = 60.0
 # What a dead letter keeps of the request. The secret is not among them, nor anything a proxy adds about the client.
 KEPT_HEADERS: Final = ("X-Event-Name", "Content-Type", "Content-Encoding", "User-Agent", "Traceparent")
-# As opposed to a refusal of this very record.
-_SILENCE: Final[frozenset[FailureCode]] = frozenset({"no_report", "not_delivered", "queue_full"})
 
 Clock = Callable[[], int]
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+class Keeps(Protocol):
+    """Takes a record and keeps it, or says that it did not: ingress/keeper.py."""
+
+    def keep(self, record: OutgoingRecord, deadline_s: float, /) -> Where:
+        """Return once the record is durable, by then. Raises NotKept, or KafkaRefuses."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +66,12 @@ class Webhooks:
     secrets: Secrets
     topics: Topics
     encoder: Encoder
-    publisher: Publisher
+    keeper: Keeps
     ledger: Ledger
     on_invalid: Literal["accept", "reject"]
     stripped_headers: "StrippedHeaders"
-    breaker: Breaker = field(default_factory=Breaker)
+    vigil: Vigil
+    deadline_s: float
     now_ms: Clock = _now_ms
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, store: str = DEFAULT_STORE) -> None:
@@ -74,13 +83,13 @@ class Webhooks:
     on_head = on_get
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, store: str = DEFAULT_STORE) -> None:
-        """Answer 2xx only once what was sent is durable in Kafka."""
+        """Answer 2xx only once what was sent is durable, in Kafka or in the spool."""
         with self.ledger.request() as entry:
             received_at_ms = self.now_ms()
             known = self._known_store(entry, store)
             body = self._read_body(entry, req)
-            decision = decide(_delivery(req, known, body, received_at_ms), self.secrets)
-            match decision:
+            delivery = _delivery(req, known, body, received_at_ms)
+            match decide(delivery, self.secrets):
                 case Ping():
                     self._ping(entry, resp)
                 case Refused(reason):
@@ -90,15 +99,17 @@ class Webhooks:
                     raise Problem("unauthorized", headers={"WWW-Authenticate": CHALLENGE})
                 case Accepted(event):
                     entry.event = event.record_name
-                    self._publish(entry, req, event)
-                    entry.outcome, entry.reason = "acked", ""
+                    self.vigil.came(known, event.record_name)
+                    try:
+                        where = self._keep(entry, req, event)
+                    except KafkaRefuses as refuses:
+                        self._refused_by_kafka(entry, req, resp, delivery, refuses)
+                        return
+                    entry.outcome, entry.reason = "acked" if where == "kafka" else "spooled", ""
                     resp.status = falcon.HTTP_204
                 case Invalid(dead_letter):
-                    entry.event = dead_letter.event or OTHER
-                    self._publish(entry, req, dead_letter)
-                    entry.outcome, entry.reason = "dead_lettered", dead_letter.reason
-                    log.warning("invalid_webhook", store=store, reason=dead_letter.reason, detail=dead_letter.detail)
-                    self._answer_invalid(resp, dead_letter)
+                    self.vigil.came(known, dead_letter.event or OTHER)
+                    self._dead_letter(entry, req, resp, dead_letter)
 
     def refuse_method(self, store: str = DEFAULT_STORE) -> NoReturn:
         """Answer 405."""
@@ -128,23 +139,40 @@ class Webhooks:
         self.ledger.body_read(len(body))
         return body
 
-    def _publish(self, entry: Entry, req: falcon.Request, record: Event | DeadLetter) -> None:
+    def _keep(self, entry: Entry, req: falcon.Request, record: Event | DeadLetter) -> Where:
         sending = outgoing(record, self.topics, self.encoder, req.get_header("Traceparent"))
-        if not self.breaker.may_try(time.monotonic()):
-            entry.reason = "kafka_away"
-            raise _unavailable()
         try:
-            self.publisher.publish(sending)
-        except PublishFailed as failed:
+            where = self.keeper.keep(sending, req.env.get(ARRIVED, time.monotonic()) + self.deadline_s)
+        except NotKept as failed:
             self.ledger.publish_failed(failed.code)
-            entry.reason = f"kafka_{failed.code}"
-            log.error("not_published", topic=sending.topic, code=failed.code, landed=failed.landed, error=str(failed))
-            if failed.code in _SILENCE and self.breaker.waited_in_vain(time.monotonic()):
-                log.error("kafka_away", hint="until it is back, one request a second tries; the others get 503 at once")
-            raise _unavailable() from failed
-        if self.breaker.confirmed(time.monotonic()):
-            log.info("kafka_back")
-        self.ledger.published(sending.topic)
+            entry.reason = failed.code
+            log.error("not_kept", topic=sending.topic, code=failed.code, error=str(failed))
+            self.vigil.answered(failed=True)
+            raise Problem("unavailable", headers={"Retry-After": str(RETRY_AFTER_S)}) from failed
+        self.vigil.answered(failed=False)
+        if where == "kafka":
+            self.ledger.published(sending.topic)
+        return where
+
+    def _dead_letter(self, entry: Entry, req: falcon.Request, resp: falcon.Response, dead_letter: DeadLetter) -> None:
+        entry.event = dead_letter.event or OTHER
+        try:
+            self._keep(entry, req, dead_letter)
+        except KafkaRefuses as refuses:
+            entry.reason = "kafka_refused"
+            log.error("not_kept", topic=self.topics.name("dead-letter"), code="kafka_refused", error=str(refuses))
+            raise Problem("unavailable", headers={"Retry-After": str(RETRY_AFTER_S)}) from refuses
+        entry.outcome, entry.reason = "dead_lettered", dead_letter.reason
+        log.warning("invalid_webhook", store=dead_letter.store, reason=dead_letter.reason, detail=dead_letter.detail)
+        self._answer_invalid(resp, dead_letter)
+
+    def _refused_by_kafka(
+        self, entry: Entry, req: falcon.Request, resp: falcon.Response, delivery: Delivery, refuses: KafkaRefuses
+    ) -> None:
+        # The topic takes less than we do. Coming again would not help the sender, so it is no failure of his.
+        dead_letter = refused_by_kafka(delivery, str(refuses))
+        self.ledger.publish_failed("kafka_refused")
+        self._dead_letter(entry, req, resp, dead_letter)
 
     def _answer_invalid(self, resp: falcon.Response, dead_letter: DeadLetter) -> None:
         headers = {FAULT_HEADER: dead_letter.reason}
@@ -158,10 +186,6 @@ class Webhooks:
     def _ping(self, entry: Entry, resp: falcon.Response) -> None:
         entry.outcome, entry.reason = "ping", ""
         resp.status = falcon.HTTP_204
-
-
-def _unavailable() -> Problem:
-    return Problem("unavailable", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 class StrippedHeaders:

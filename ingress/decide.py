@@ -14,7 +14,9 @@ MAX_BODY_BYTES: Final = 65_536
 """The sender's payloads are under 1 KiB."""
 MAX_KEPT_NAME_CHARACTERS: Final = 256
 
-INVALID_REASONS: Final = frozenset({"unsupported_encoding", "missing_event_name", "unknown_event", *reasons()})
+INVALID_REASONS: Final = frozenset(
+    {"unsupported_encoding", "missing_event_name", "unknown_event", "refused_by_kafka", *reasons()}
+)
 RefusalReason = Literal["headers_missing", "wrong_secret"]
 REFUSAL_REASONS: Final[tuple[RefusalReason, ...]] = get_args(RefusalReason)
 
@@ -74,17 +76,24 @@ def decide(delivery: Delivery, secrets: Secrets) -> Decision:
         _check_encoding(delivery)
         return Accepted(read_event(delivery.store, _known(delivery.event_name), delivery.body, delivery.received_at_ms))
     except InvalidWebhook as invalid:
-        return Invalid(
-            from_ingress(
-                store=delivery.store,
-                event=(delivery.event_name or "")[:MAX_KEPT_NAME_CHARACTERS],
-                reason=invalid.code,
-                detail=invalid.detail,
-                body=delivery.body,
-                headers=delivery.kept_headers,
-                received_at_ms=delivery.received_at_ms,
-            )
-        )
+        return Invalid(_dead_letter(delivery, invalid.code, invalid.detail))
+
+
+def refused_by_kafka(delivery: Delivery, detail: str) -> DeadLetter:
+    """Return the dead letter of an event that its topic will never take: it allows less than the limit of bodies."""
+    return _dead_letter(delivery, "refused_by_kafka", detail)
+
+
+def _dead_letter(delivery: Delivery, reason: str, detail: str) -> DeadLetter:
+    return from_ingress(
+        store=delivery.store,
+        event=(delivery.event_name or "")[:MAX_KEPT_NAME_CHARACTERS],
+        reason=reason,
+        detail=detail,
+        body=delivery.body,
+        headers=delivery.kept_headers,
+        received_at_ms=delivery.received_at_ms,
+    )
 
 
 def _check_encoding(delivery: Delivery) -> None:

@@ -1,6 +1,6 @@
 """The ingress's books: every request is received, and ends as exactly one outcome. They balance at every scrape.
 
-received = in flight + acked + dead-lettered + refused + pings
+received = in flight + acked + spooled + dead-lettered + refused + pings
 """
 
 import threading
@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 
 from kinguin_streams.schemas.events import EVENT_NAMES
 
-Outcome = Literal["acked", "dead_lettered", "refused", "ping"]
-OUTCOMES: tuple[Outcome, ...] = ("acked", "dead_lettered", "refused", "ping")
+Outcome = Literal["acked", "spooled", "dead_lettered", "refused", "ping"]
+OUTCOMES: tuple[Outcome, ...] = ("acked", "spooled", "dead_lettered", "refused", "ping")
 OTHER = "other"
 """The label of an event name that is not in the fixed set: a sender must not be able to make series."""
 
@@ -43,14 +43,17 @@ class Balance:
     received: int
     in_flight: int
     acked: int
+    spooled: int
     dead_lettered: int
+    """In Kafka or in the spool: each counts once."""
     refused: int
     pings: int
 
     @property
     def balances(self) -> bool:
         """Whether every request received is accounted for."""
-        return self.received == self.in_flight + self.acked + self.dead_lettered + self.refused + self.pings
+        ended = self.acked + self.spooled + self.dead_lettered + self.refused + self.pings
+        return self.received == self.in_flight + ended
 
 
 @dataclass(eq=False)
@@ -111,7 +114,7 @@ class Ledger(Collector):
             self._published[topic] += 1
 
     def publish_failed(self, code: str) -> None:
-        """Note a record that Kafka has not confirmed."""
+        """Note a record that neither Kafka nor the spool has taken, or that Kafka will never take."""
         with self._lock:
             self._publish_failures[code] += 1
 
@@ -128,6 +131,7 @@ class Ledger(Collector):
             received=self._received,
             in_flight=self._in_flight,
             acked=ended["acked"],
+            spooled=ended["spooled"],
             dead_lettered=ended["dead_lettered"],
             refused=ended["refused"],
             pings=ended["ping"],
@@ -145,7 +149,7 @@ class Ledger(Collector):
         )
         published = CounterMetricFamily("kinguin_ingress_published", "Records confirmed by Kafka.", labels=("topic",))
         failures = CounterMetricFamily(
-            "kinguin_ingress_publish_failures", "Records not confirmed by Kafka, by code.", labels=("error",)
+            "kinguin_ingress_publish_failures", "Records not kept, by code.", labels=("error",)
         )
         with self._lock:
             received.add_metric((), self._received)

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed
+from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed, TopicMissing
+from kinguin_streams.ingress.keeper import Keeper
+from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.topics import Topics
 
 log = structlog.get_logger()
 
 ASK_EVERY_S = 5.0
-ASK_EVERY_S_WHILE_UNREADY = 0.5
+ASK_EVERY_S_WHILE_AWAY = 0.5
 METADATA_TIMEOUT_S = 2.0
 
 
@@ -25,10 +27,17 @@ class Check:
 
 
 class Readiness:
-    """Asks Kafka through the real producer, so that "ready" means: this very process can publish to every topic."""
+    """Asks Kafka through the real producer, so that "ready" means: this very process can publish to every topic.
 
-    def __init__(self, publisher: KafkaPublisher, topics: Topics) -> None:
+    Once it has proven that, Kafka being away does not make it unready as long as the spool takes events: every other
+    process behind the same balancer would be unready too, and the sender would find nobody.
+    """
+
+    def __init__(self, publisher: KafkaPublisher, topics: Topics, keeper: Keeper, vigil: Vigil) -> None:
         self._publisher = publisher
+        self._vigil = vigil
+        self._keeper = keeper
+        self._proven = self._answered = False
         self._names = [spec.name for spec in topics.specs]
         self._kafka = Check(ok=False, detail="not asked yet")
         self._stopping = threading.Event()
@@ -48,7 +57,22 @@ class Readiness:
             ),
             "producer": Check(ok=fatal is None, detail=fatal or "usable"),
             "topics": self._kafka,
+            "spool": self._spool(),
         }
+
+    def _spool(self) -> Check:
+        spool = self._keeper.spool
+        if spool is None:
+            return Check(ok=True, detail="off: 503 while Kafka is away")
+        trouble = spool.trouble()
+        if trouble is None:
+            return Check(ok=True, detail=f"{spool.waiting} events wait for Kafka")
+        # A disk that is full matters only while the disk is needed; one that lies is to be replaced in any case.
+        return Check(ok=self._keeper.breaker.state == "closed" and spool.is_trusted, detail=trouble)
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should look at, though requests may be sent."""
+        return self._vigil.warnings()
 
     def _keep_asking(self) -> None:
         while True:
@@ -56,13 +80,21 @@ class Readiness:
             self._kafka = self._ask()
             if self._kafka.ok != before.ok or not (before.ok or before.detail == self._kafka.detail):
                 log.info("readiness", ready=self._kafka.ok, detail=self._kafka.detail)
-            if self._stopping.wait(ASK_EVERY_S if self._kafka.ok else ASK_EVERY_S_WHILE_UNREADY):
+            if self._stopping.wait(ASK_EVERY_S if self._answered else ASK_EVERY_S_WHILE_AWAY):
                 return
 
     def _ask(self) -> Check:
-        for name in self._names:
-            try:
+        """Ask about every topic. An answer also tells the breaker that Kafka may be tried again."""
+        self._answered = False
+        try:
+            for name in self._names:
                 self._publisher.partitions(name, METADATA_TIMEOUT_S)
-            except PublishFailed as failed:
-                return Check(ok=False, detail=str(failed))
+        except TopicMissing as missing:
+            return Check(ok=False, detail=str(missing))
+        except PublishFailed as failed:
+            if self._proven and self._keeper.spool is not None:
+                return Check(ok=True, detail=f"{failed}; events go to the spool")
+            return Check(ok=False, detail=str(failed))
+        self._answered = self._proven = True
+        self._keeper.breaker.answered()
         return Check(ok=True, detail=f"{len(self._names)} topics known")

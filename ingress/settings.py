@@ -1,9 +1,10 @@
 """Settings of the ingress."""
 
 import re
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from kinguin_streams.schemas.events import STORE_NAME
 
@@ -25,14 +26,39 @@ class IngressSettings(BaseModel):
         repr=False,
         description='JSON, store to its live secrets: {"default": ["current", "next"], "shop-2": ["…"]}',
     )
+    secrets_dir: Path | None = Field(
+        default=None, description="folder with a file or folder for each store: one secret a line; reread on change"
+    )
+    silence_s: float = Field(
+        default=21_600.0,
+        gt=0,
+        description="a store without any event for so long is warned of; readiness does not change",
+    )
+    failure_budget: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of the last five minutes' requests that may fail before it is warned of",
+    )
     on_invalid: Literal["accept", "reject"] = Field(
         default="accept",
         description="an authenticated but invalid payload: accept (202) or reject (422); kept either way",
     )
     threads: int = Field(default=32, ge=1, le=1024, description="requests that may wait for Kafka at once")
     connection_limit: int = Field(default=1000, ge=1, description="open connections")
+    reuse_port: bool = Field(
+        default=False, description="share the port with other processes, each with an admin port of its own"
+    )
     ack_wait_s: float = Field(
         default=3.0, gt=0, le=60, description="how long a request waits for Kafka's delivery report"
+    )
+    deadline_s: float = Field(
+        default=5.0, gt=0, le=60, description="every request is answered within this time of its last byte"
+    )
+    request_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="a request that takes longer to come in is cut off: its client is slow or hostile",
     )
     delivery_timeout_s: float = Field(default=30.0, gt=0, description="when the producer gives a record up")
     queue_records: int = Field(default=10_000, ge=1, description="records that may wait in the producer's memory")
@@ -40,6 +66,19 @@ class IngressSettings(BaseModel):
     stop_timeout_s: float = Field(
         default=10.0, gt=0, description="then: time for the requests in flight and the last reports"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_folder(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not given.get("secrets_dir"):
+            return given
+        secrets = given.get("secrets") or {}
+        if not isinstance(secrets, dict):
+            return given  # the field's own check says what is wrong with it
+        merged = {store: list(values) for store, values in secrets.items()}
+        for store, values in _secrets_in(Path(given["secrets_dir"])).items():
+            merged.setdefault(store, []).extend(value for value in values if value not in merged.get(store, ()))
+        return {**given, "secrets": merged}
 
     @field_validator("secrets")
     @classmethod
@@ -56,3 +95,45 @@ class IngressSettings(BaseModel):
                 if text.lower() in PLACEHOLDERS:
                     raise ValueError(f"store {store!r} has a secret from an example: choose one of your own")
         return secrets
+
+
+def _secrets_in(folder: Path) -> dict[str, list[str]]:
+    """Return the secrets of a folder: <store>, a file with one a line, or <store>/<any name>, as orchestrators mount them.
+
+    Raises ValueError, which pydantic reports with the setting's name.
+    """
+    try:
+        found = {}
+        for entry in sorted(folder.iterdir()):
+            if not entry.name.startswith("."):  # an orchestrator swaps links with such names
+                files = sorted(entry.iterdir()) if entry.is_dir() else [entry]
+                lines = [line for file in files if not file.name.startswith(".") for line in _lines(file)]
+                found[entry.name] = lines
+        return found
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"secrets_dir {folder} cannot be read: {error}") from error
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+
+
+class SpoolSettings(BaseModel):
+    """Where events wait on disk while Kafka is away."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(default=True, description="false: 503 at once while Kafka is away")
+    path: Path = Field(
+        default=Path(".data/spool"), description="folder on a local, durable disk; processes may share it"
+    )
+    max_bytes: int = Field(
+        default=1_073_741_824, ge=1_048_576, description="each process takes no more events into its file than this"
+    )
+    max_age_s: float = Field(
+        default=604_800.0, gt=0, description="nor any while the oldest has waited longer: nobody drains it"
+    )
+    timeout_s: float = Field(default=1.0, gt=0, le=60, description="how long a request waits for the disk")
+    require_durable: bool = Field(
+        default=False, description="refuse a folder on tmpfs or an overlay filesystem, which a restart empties"
+    )

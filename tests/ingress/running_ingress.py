@@ -318,14 +318,18 @@ def apply_topics(bootstrap_servers: str, declared: Topics) -> None:
 
 
 def command(bootstrap_servers: str, prefix: str, **settings: object) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and environment of an ingress. settings: KINGUIN_INGRESS__<KEY> by its lower-case key."""
+    """Return the command line and environment of an ingress.
+
+    settings: KINGUIN_INGRESS__<KEY> by its lower-case key, or another room's as spool__<key>.
+    """
     environment = clean_environment({}) | {
         "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
         "KINGUIN_TOPICS__PREFIX": prefix,
         "KINGUIN_LOG__FORMAT": "json",
         "KINGUIN_INGRESS__SECRETS": json.dumps({"default": [SECRET, NEXT_SECRET], "shop-2": [SHOP_2_SECRET]}),
     }
-    environment |= {f"KINGUIN_INGRESS__{key.upper()}": str(value) for key, value in settings.items()}
+    for key, value in settings.items():
+        environment[f"KINGUIN_{'' if '__' in key else 'INGRESS__'}{key.upper()}"] = str(value)
     return [sys.executable, "-m", "kinguin_streams", "ingress"], environment
 
 

@@ -1,5 +1,6 @@
 """What callers and metrics see when a part behind the application fails, or when somebody tries to make series."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from kinguin_streams.cluster.publisher import FailureCode, Publisher, PublishFailed
-from kinguin_streams.ingress.app import StrippedHeaders, Webhooks, make_app
+from kinguin_streams.ingress.app import Keeps, StrippedHeaders, Webhooks, make_app
+from kinguin_streams.ingress.keeper import KafkaRefuses, NotKept, Where
 from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.secrets import Secrets
-from kinguin_streams.schemas.codec import Encoder
-from kinguin_streams.schemas.events import Record
+from kinguin_streams.ingress.vigil import Vigil
+from kinguin_streams.schemas.codec import Decoder, Encoder
+from kinguin_streams.schemas.events import DeadLetter, Record
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.schemas.topics import topics
 from tests.ingress.running_ingress import SECRET, Answer, assert_balanced, call_wsgi, order_status, samples
@@ -23,15 +25,17 @@ INTERNALS = "/opt/secret-path/broker.py line 7: password=hunter2"
 
 @dataclass
 class Taken:
-    """A Publisher that keeps what it is given, or fails as it is told."""
+    """Keeps what it is given, or fails as it is told."""
 
     failure: BaseException | None = None
     records: list[OutgoingRecord] = field(default_factory=list)
+    of_topic: str = ""
 
-    def publish(self, record: OutgoingRecord) -> None:
-        if self.failure is not None:
+    def keep(self, record: OutgoingRecord, _deadline_s: float, /) -> Where:
+        if self.failure is not None and record.topic.startswith(self.of_topic):
             raise self.failure
         self.records.append(record)
+        return "kafka"
 
 
 class BrokenEncoder(Encoder):
@@ -41,16 +45,19 @@ class BrokenEncoder(Encoder):
         raise ValueError(f"{record.key}: {INTERNALS}")
 
 
-def application(publisher: Publisher, ledger: Ledger, encoder: Encoder | None = None) -> Any:
+def application(keeper: Keeps, ledger: Ledger, encoder: Encoder | None = None) -> Any:
+    secrets = Secrets({"default": [SECRET]})
     return make_app(
         Webhooks(
-            secrets=Secrets({"default": [SECRET]}),
+            secrets=secrets,
+            vigil=Vigil(secrets, ledger.registry, silence_s=3600, failure_budget=0.01),
             topics=topics(),
             encoder=encoder or Encoder(),
-            publisher=publisher,
+            keeper=keeper,
             ledger=ledger,
             on_invalid="accept",
             stripped_headers=StrippedHeaders(),
+            deadline_s=5,
         )
     )
 
@@ -70,32 +77,32 @@ def assert_tells_no_internals(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("publisher", "encoder"),
+    ("keeper", "encoder"),
     [
-        pytest.param(Taken(RuntimeError(INTERNALS)), None, id="the publisher raises what it should not"),
+        pytest.param(Taken(RuntimeError(INTERNALS)), None, id="the keeper raises what it should not"),
         pytest.param(Taken(MemoryError(INTERNALS)), None, id="memory is short"),
         pytest.param(Taken(OSError(28, INTERNALS)), None, id="the disk is full"),
         pytest.param(Taken(), BrokenEncoder(), id="the encoder fails"),
     ],
 )
 def test_row_34_a_fault_of_ours_is_a_500_that_tells_nothing_of_our_insides(
-    publisher: Taken, encoder: Encoder | None
+    keeper: Taken, encoder: Encoder | None
 ) -> None:
     ledger = Ledger()
-    answer = post(application(publisher, ledger, encoder))
+    answer = post(application(keeper, ledger, encoder))
     assert (answer.status, answer.problem_type) == (500, "internal_error")
     assert_tells_no_internals(answer)
     balance = ledger.balance()
     assert (balance.received, balance.refused, balance.balances) == (1, 1, True)
 
 
-CODES: list[FailureCode] = ["queue_full", "no_report", "not_delivered", "refused", "fatal", "closed", "forked"]
+CODES = ["kafka_away", "kafka_no_report", "kafka_queue_full", "kafka_fatal", "spool_full", "spool_failed", "spool_slow"]
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_row_34_whatever_kafka_refuses_is_a_503_to_come_again(code: FailureCode) -> None:
+def test_row_34_what_neither_kafka_nor_the_spool_takes_is_a_503_to_come_again(code: str) -> None:
     ledger = Ledger()
-    answer = post(application(Taken(PublishFailed(code, INTERNALS, landed="maybe")), ledger))
+    answer = post(application(Taken(NotKept(code, INTERNALS)), ledger))
     assert (answer.status, answer.problem_type, answer.headers["retry-after"]) == (503, "unavailable", "5")
     assert_tells_no_internals(answer)
     counted = samples(generate_latest(ledger.registry).decode())
@@ -104,18 +111,32 @@ def test_row_34_whatever_kafka_refuses_is_a_503_to_come_again(code: FailureCode)
 
 
 def test_a_dead_letter_that_cannot_be_kept_is_no_2xx_either() -> None:
-    answer = post(application(Taken(PublishFailed("no_report", "", landed="maybe")), Ledger()), body=b"{")
-    assert (answer.status, answer.fault) == (503, None)
+    for failure in (NotKept("kafka_no_report", ""), KafkaRefuses("too large")):
+        answer = post(application(Taken(failure), Ledger()), body=b"{")
+        assert (answer.status, answer.fault) == (503, None)
+
+
+def test_row_13_what_its_topic_will_never_take_is_kept_as_a_dead_letter() -> None:
+    keeper = Taken(KafkaRefuses("MSG_SIZE_TOO_LARGE"), of_topic="kinguin.order.status")
+    ledger = Ledger()
+    answer = post(application(keeper, ledger))
+    assert (answer.status, answer.fault, answer.body) == (202, "refused_by_kafka", b"")
+    (letter,) = keeper.records
+    kept = Decoder().decode(letter.value)
+    assert isinstance(kept, DeadLetter)
+    assert (letter.topic, kept.reason, kept.body) == ("kinguin.dead-letter", "refused_by_kafka", order_status("A"))
+    assert (kept.body_size, kept.body_sha256) == (len(kept.body), hashlib.sha256(kept.body).hexdigest())
+    assert ledger.balance().dead_lettered == 1
 
 
 def test_row_63_ten_thousand_event_names_make_no_series_of_their_own() -> None:
-    ledger, publisher = Ledger(), Taken()
-    posted_to = application(publisher, ledger)
+    ledger, keeper = Ledger(), Taken()
+    posted_to = application(keeper, ledger)
     post(posted_to)
     before = samples(generate_latest(ledger.registry).decode()).keys()
     for number in range(10_000):
         assert post(posted_to, event=f"order.status{number * 7919:x}").status == 202
     after = samples(generate_latest(ledger.registry).decode())
     assert len(after.keys() - before) <= 5
-    assert len(publisher.records) == 10_001
+    assert len(keeper.records) == 10_001
     assert_balanced(after)

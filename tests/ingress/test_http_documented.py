@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from kinguin_streams.cluster.publisher import FailureCode
-from kinguin_streams.ingress import app, decide, problems
+from kinguin_streams.cluster import publisher
+from kinguin_streams.ingress import app, decide, problems, spool_file
 from kinguin_streams.ingress.settings import IngressSettings
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "http.md").read_text("utf-8")
 # Reasons that the application notes in the ledger by itself, beside those of decide and of the publisher.
-OF_THE_APPLICATION = {"unknown_store", "unknown_path", "method_not_allowed", "body_too_large", "kafka_away"}
+OF_THE_APPLICATION = {"unknown_store", "unknown_path", "method_not_allowed", "body_too_large", "kafka_refused"}
 
 
 def first_column(section: str) -> set[str]:
@@ -28,8 +28,9 @@ def test_every_reason_of_a_dead_letter_is_documented() -> None:
 
 
 def test_every_reason_of_a_refusal_is_documented() -> None:
-    of_kafka = {f"kafka_{code}" for code in get_args(FailureCode)}
-    expected = OF_THE_APPLICATION | of_kafka | {*decide.REFUSAL_REASONS, "internal_error"}
+    of_kafka = {f"kafka_{code}" for code in get_args(publisher.FailureCode)} | {"kafka_away"}
+    of_the_spool = {f"spool_{code}" for code in get_args(spool_file.FailureCode)}
+    expected = OF_THE_APPLICATION | of_kafka | of_the_spool | {*decide.REFUSAL_REASONS, "internal_error"}
     assert first_column("Reasons of refusals") == expected
 
 

@@ -307,11 +307,11 @@ def test_row_5_kill_9_under_load_loses_no_acked_event(
 # --- Kafka away ---
 
 
-def test_while_kafka_is_away_all_get_503_and_retry_after_without_queueing_and_then_it_recovers_by_itself(
+def test_row_4_without_a_spool_all_get_503_and_retry_after_without_queueing_and_then_it_recovers_by_itself(
     kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path
 ) -> None:
     broker = kafka_factory(tmp_path / "kafka")
-    with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path) as running:
+    with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path, spool__enabled=False) as running:
         first = order_status(new_id())
         assert running.post(first).status == 204
         bodies = [order_status(new_id()) for _ in range(100)]  # three times as many as there are threads
@@ -319,7 +319,7 @@ def test_while_kafka_is_away_all_get_503_and_retry_after_without_queueing_and_th
         try:
             started_s = time.monotonic()
             answers = running.send_all([running.webhook(body) for body in bodies], clients=100)
-            # 3 s each, at once for those who come later. Were they to queue for the threads, the last would wait 12 s; the
+            # 1 s each, at once for those who come later. Were they to queue for the threads, the last would wait 12 s; the
             # bound lies between, so that a busy machine does not decide.
             assert time.monotonic() - started_s < 9
             assert_balanced(running.metrics())
@@ -337,3 +337,49 @@ def test_while_kafka_is_away_all_get_503_and_retry_after_without_queueing_and_th
         kept = running.log.events()
         assert {record.record.raw for record in kept} == {first, *bodies}
         assert len({record.record.event_id for record in kept}) == 101
+
+
+@pytest.mark.parametrize(
+    ("posts", "away_s"),
+    [pytest.param(300, 3, id="3 s"), pytest.param(5_000, 60, id="60 s", marks=pytest.mark.faults)],
+)
+def test_row_4_while_kafka_is_away_all_get_204_and_the_spool_drains_by_itself(
+    kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path, posts: int, away_s: float
+) -> None:
+    broker = kafka_factory(tmp_path / "kafka")
+    with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path) as running:
+        assert running.post(order_status("first")).status == 204
+        # Several changes of each order, so that there is an order to be kept.
+        bodies = [order_status(f"O{number % 50}", extra=f', "n": {number}') for number in range(posts)]
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            stopped_s = time.monotonic()
+            # One client: the order in which they are sent is the order in which they are answered.
+            answers = running.send_all([running.webhook(body) for body in bodies], clients=1)
+            metrics = running.metrics()
+            assert {answer.status for answer in answers} == {204}
+            assert metrics["kinguin_ingress_spool_events", ()] == posts
+            assert (
+                metrics["kinguin_ingress_requests_total", (("event", "order.status"), ("outcome", "spooled"))] == posts
+            )
+            assert metrics["kinguin_ingress_kafka_away", ()] == 1
+            assert_balanced(metrics)
+            assert running.admin("/readyz").status == 200  # a balancer has nowhere better to send them
+            time.sleep(max(0.0, away_s - (time.monotonic() - stopped_s)))
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        wait_until(lambda: running.metrics()["kinguin_ingress_spool_events", ()] == 0, 60, "an empty spool")
+        assert running.post(order_status("last")).status == 204
+        kept = running.log.events()
+        assert {record.record.raw for record in kept} == {order_status("first"), order_status("last"), *bodies}
+        by_order: dict[str, list[bytes]] = {}
+        for record in kept:
+            seen = by_order.setdefault(record.record.order_id, [])
+            if record.record.raw not in seen:  # the first one was "maybe", and may be there twice
+                seen.append(record.record.raw)
+        for order_id, seen in by_order.items():
+            sent = [body for body in bodies if f'"{order_id}"'.encode() in body]
+            # The first of all was in the producer's memory, not in the spool, when Kafka came back.
+            assert [raw for raw in seen if raw != bodies[0]] == [raw for raw in sent if raw != bodies[0]] or not sent
+        assert list((tmp_path / ".data" / "spool").glob("*.spool")) != []
+    assert list((tmp_path / ".data" / "spool").glob("*.spool")) == []

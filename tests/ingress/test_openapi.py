@@ -16,16 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from kinguin_streams.cluster.publisher import PublishFailed
 from kinguin_streams.ingress import admin, app, problems
 from kinguin_streams.ingress.admin import make_admin_app
-from kinguin_streams.ingress.app import StrippedHeaders, Webhooks, make_app
+from kinguin_streams.ingress.app import Keeps, StrippedHeaders, Webhooks, make_app
 from kinguin_streams.ingress.decide import INVALID_REASONS
+from kinguin_streams.ingress.keeper import NotKept, Where
 from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.openapi import PAYLOADS
 from kinguin_streams.ingress.payloads import InvalidWebhook, parse_updated_at, read_event
 from kinguin_streams.ingress.readiness import Check
 from kinguin_streams.ingress.secrets import Secrets
+from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.events import EVENT_NAMES, EventName, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord
@@ -192,17 +193,17 @@ def test_a_quoted_price_without_exponent_is_read_exactly_if_it_has_the_documente
 
 
 class KafkaAway:
-    """A Publisher that keeps nothing."""
+    """Keeps nothing."""
 
-    def publish(self, _record: OutgoingRecord) -> None:
-        raise PublishFailed("no_report", "", landed="maybe")
+    def keep(self, _record: OutgoingRecord, _deadline_s: float, /) -> Where:
+        raise NotKept("kafka_no_report", "")
 
 
 class Kept:
-    """A Publisher that keeps everything."""
+    """Keeps everything."""
 
-    def publish(self, record: OutgoingRecord) -> None:
-        """Say that it is kept."""
+    def keep(self, _record: OutgoingRecord, _deadline_s: float, /) -> Where:
+        return "kafka"
 
 
 class BrokenSecrets(Secrets):
@@ -220,18 +221,24 @@ class Unready:
     def checks(self) -> Mapping[str, Check]:
         return {"not_stopping": Check(ok=False, detail="stopping")}
 
+    def warnings(self) -> list[str]:
+        return []
 
-def application(*, secrets: Secrets | None = None, publisher: Any = None) -> Any:
+
+def application(*, secrets: Secrets | None = None, keeper: Keeps | None = None) -> Any:
     """Return the WSGI application of an ingress that answers 422 to what is invalid."""
+    secrets, ledger = secrets or Secrets({"default": [SECRET]}), Ledger()
     return make_app(
         Webhooks(
-            secrets=secrets or Secrets({"default": [SECRET]}),
+            secrets=secrets,
+            vigil=Vigil(secrets, ledger.registry, silence_s=3600, failure_budget=0.01),
             topics=topics(),
             encoder=Encoder(),
-            publisher=publisher or Kept(),
-            ledger=Ledger(),
+            keeper=keeper or Kept(),
+            ledger=ledger,
             on_invalid="reject",
             stripped_headers=StrippedHeaders(),
+            deadline_s=5,
         )
     )
 
@@ -253,7 +260,7 @@ def answers(ingress: RunningIngress) -> Iterator[tuple[str, str, Answer]]:
         yield path, "POST", ingress.post(b"{", path=real)
         yield path, "POST", ingress.post(b"{}", path=real, secret="wrong")
         yield path, "POST", call_wsgi(application(), authentic, b"{}", real)
-        yield path, "POST", call_wsgi(application(publisher=KafkaAway()), authentic, order_status("A"), real)
+        yield path, "POST", call_wsgi(application(keeper=KafkaAway()), authentic, order_status("A"), real)
     for path in (admin.LIVEZ, admin.READYZ, admin.METRICS, admin.OPENAPI):
         yield path, "GET", ingress.admin(path)
     stopping = make_admin_app(unready, CollectorRegistry(), DOCUMENT)

@@ -111,5 +111,6 @@ def test_the_probes_answer_on_the_admin_port_only(ingress: RunningIngress) -> No
         "[+] not_stopping",
         "[+] producer",
         "[+] topics",
+        "[+] spool",
     ]
     assert ingress.admin("/webhooks").status == 404

@@ -1,0 +1,140 @@
+"""`kinguin-streams spool`: what waits on disk for Kafka: seen, drained by hand, taken elsewhere."""
+
+import base64
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinguin_streams.cli.options import Json
+
+app = typer.Typer(no_args_is_help=True, help="See and empty the events that wait on disk for Kafka.")
+
+Folder = Annotated[
+    Path | None, typer.Option("--path", help="spool folder", show_default="KINGUIN_SPOOL__PATH", file_okay=False)
+]
+
+
+@app.command()
+def status(path: Folder = None, as_json: Json = False) -> None:
+    """Show each spool file: how many events, how large, how old, and whether a living process owns it. Changes nothing."""
+    from kinguin_streams.cli import output
+    from kinguin_streams.ingress.spool_file import is_owned, look
+    from kinguin_streams.schemas.instants import to_rfc3339
+
+    rows = []
+    for file in _files(path):
+        contents = look(file)
+        rows.append(
+            {
+                "file": str(file),
+                "owned": is_owned(file),
+                "events": contents.records - contents.refused,
+                "refused": contents.refused,
+                "bytes": contents.bytes,
+                "oldest": None if contents.oldest_ms is None else to_rfc3339(contents.oldest_ms),
+            }
+        )
+    if as_json:
+        output.result_json({"events": sum(int(str(row["events"])) for row in rows), "files": rows})
+    else:
+        output.result_table(("file", "owned", "events", "refused", "bytes", "oldest"), rows)
+
+
+@app.command()
+def drain(
+    path: Folder = None,
+    timeout_s: Annotated[float, typer.Option(help="give up after so many seconds", min=0)] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Bring what no living process owns into Kafka: for the volume of an ingress that does not come back.
+
+    Exit 0 once nothing waits, 1 otherwise. Files that a living ingress owns are left to it.
+    """
+    from kinguin_streams.cli import output, wiring
+    from kinguin_streams.cli.settings import load
+    from kinguin_streams.ingress.breaker import Breaker
+    from kinguin_streams.ingress.drain import Drain
+    from kinguin_streams.ingress.spool import Spool
+    from kinguin_streams.telemetry.logs import configure
+
+    settings = load(spool={"path": path})
+    configure(settings.log.level, settings.log.format)
+    files = list(_files(path))
+    if not files:
+        _say_drained(0, 0, as_json=as_json)
+        return
+    publisher = wiring.publisher(settings, client_id="kinguin-streams-spool-drain")
+    spool = Spool(settings.spool)
+    at_first = spool.waiting
+    drainer = Drain(spool, publisher, Breaker(), settings.ingress.queue_records)
+    drainer.start()
+    deadline_s = time.monotonic() + timeout_s
+    with output.progress("draining") as update:
+        while spool.waiting and time.monotonic() < deadline_s:
+            update(at_first - spool.waiting, at_first, "")
+            time.sleep(0.1)
+    drainer.stop(0)
+    publisher.close(timeout_s=5)
+    left = spool.waiting
+    spool.close()
+    _say_drained(drainer.drained, left, as_json=as_json)
+    if left:
+        raise typer.Exit(1)
+
+
+def _say_drained(drained: int, left: int, *, as_json: bool) -> None:
+    from kinguin_streams.cli import output
+
+    if as_json:
+        output.result_json({"drained": drained, "left": left})
+    else:
+        output.result(f"{drained} events drained, {left} left")
+
+
+@app.command()
+def export(path: Folder = None) -> None:
+    """Write every event as one JSON object a line, whoever owns its file, those that Kafka refused included.
+
+    topic, key, value and headers (base64), timestampMs, spooledAtMs, refused, file. Changes nothing.
+    """
+    from kinguin_streams.cli import output
+    from kinguin_streams.ingress.spool_file import read_only
+
+    for file in _files(path):
+        for spooled in read_only(file):
+            output.result_json(
+                {
+                    "file": str(file),
+                    "topic": spooled.record.topic,
+                    "key": base64.b64encode(spooled.record.key).decode(),
+                    "value": base64.b64encode(spooled.record.value).decode(),
+                    "headers": [[name, base64.b64encode(value).decode()] for name, value in spooled.record.headers],
+                    "timestampMs": spooled.record.timestamp_ms,
+                    "spooledAtMs": spooled.spooled_at_ms,
+                    "refused": spooled.refused,
+                }
+            )
+
+
+def _files(path: Path | None) -> Iterator[Path]:
+    """Yield the files of the folder that can be read; says of the others what is wrong with them."""
+    from kinguin_streams.cli import output
+    from kinguin_streams.cli.settings import load
+    from kinguin_streams.ingress.spool import spool_paths
+    from kinguin_streams.ingress.spool_file import look
+    from kinguin_streams.telemetry.operator_error import OperatorError
+
+    folder = path or load().spool.path
+    if path is not None and not path.is_dir():
+        raise OperatorError("no_spool", f"There is no folder {path}.", "Give the folder with the *.spool files.")
+    for file in spool_paths(folder):
+        try:
+            look(file)
+        except sqlite3.Error as error:
+            output.talk(f"{file} cannot be read: {error}")
+        else:
+            yield file

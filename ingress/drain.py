@@ -1,0 +1,123 @@
+"""Brings what was spooled into Kafka: in order, in batches, on a thread of its own, with nobody's help."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Final
+
+import structlog
+
+from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed
+from kinguin_streams.ingress.breaker import Breaker
+from kinguin_streams.ingress.spool import ADOPT_EVERY_S, Spool
+from kinguin_streams.ingress.spool_file import Spooled, SpoolFailed, SpoolFile
+
+log = structlog.get_logger()
+
+BATCH_RECORDS: Final = 1_000
+TURN_S: Final = 1.0
+
+
+class Drain:
+    """Reads the oldest records, sends them, and forgets those that Kafka has confirmed.
+
+    A batch is confirmed before the next one is sent, so that records of one key keep their order; what is killed in between
+    is sent again, one batch at most.
+    """
+
+    def __init__(self, spool: Spool, publisher: KafkaPublisher, breaker: Breaker, queue_records: int) -> None:
+        """queue_records: how many the producer takes; half of that is left to what comes in."""
+        self._spool = spool
+        self._publisher = publisher
+        self._breaker = breaker
+        self._batch_records = max(1, min(BATCH_RECORDS, queue_records // 2))
+        self._stopping = threading.Event()
+        self._adopted_at_s = time.monotonic()
+        self.drained = 0
+        """Records that Kafka has confirmed, in this run."""
+        self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Drain on until the spool is empty, Kafka is away or the time is over, then end."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._spool.waiting and self._breaker.state == "closed" and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        self._stopping.set()
+        self._spool.arrived.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._spool.arrived.wait(TURN_S)
+            self._spool.arrived.clear()
+            if time.monotonic() - self._adopted_at_s >= ADOPT_EVERY_S:
+                self._adopted_at_s = time.monotonic()
+                self._spool.adopt()
+            while not self._stopping.is_set() and self._breaker.state != "open" and self._drain_batch():
+                pass
+
+    def _drain_batch(self) -> bool:
+        """Send the oldest records; return whether to go on with the next ones at once."""
+        # Of a Kafka that has only just answered, one record first.
+        count = self._batch_records if self._breaker.state == "closed" else 1
+        found = self._spool.oldest(count)
+        if found is None:
+            return False
+        file, waiting = found
+        sent: list[tuple[Spooled, Future[PublishFailed | None]]] = []
+        for spooled in waiting:
+            try:
+                sent.append((spooled, self._publisher.send(spooled.record)))
+            except PublishFailed as failed:
+                if failed.code == "refused":
+                    self._refused(file, spooled, failed)
+                    continue
+                break
+        try:
+            return self._settle(file, sent)
+        except SpoolFailed as failed:
+            # Kafka has them, and they are sent again: twice is allowed, never is not.
+            log.error("spool_not_emptied", path=str(file.path), error=str(failed))
+            self._stopping.wait(TURN_S)
+            return False
+
+    def _settle(self, file: SpoolFile, sent: Sequence[tuple[Spooled, "Future[PublishFailed | None]"]]) -> bool:
+        delivered, failures = [], []
+        for spooled, report in sent:
+            failure = self._wait_for(report)
+            if failure is None:
+                delivered.append(spooled.id)
+            elif failure.code == "refused":
+                self._refused(file, spooled, failure)
+            else:
+                failures.append(failure)
+        file.remove(delivered)
+        self.drained += len(delivered)
+        if delivered:
+            self._breaker.confirmed(time.monotonic())
+            if not self._spool.waiting:
+                log.info("spool_drained", records=self.drained)
+        if failures or not sent:
+            self._breaker.waited_in_vain(time.monotonic())
+            self._stopping.wait(TURN_S)
+        return bool(delivered)
+
+    def _wait_for(self, report: "Future[PublishFailed | None]") -> PublishFailed | None:
+        """Return what Kafka says; a report comes, if only to say that the record was given up."""
+        while True:
+            try:
+                return report.result(TURN_S)
+            except TimeoutError:
+                self._breaker.waited_in_vain(time.monotonic())
+                if self._stopping.is_set():
+                    return PublishFailed("no_report", "stopped", landed="maybe")
+
+    def _refused(self, file: SpoolFile, spooled: Spooled, failed: PublishFailed) -> None:
+        file.refuse(spooled.id, str(failed))
+        hint = "it stays in the spool, and the others go on: `kinguin-streams spool export` shows it"
+        log.error("spooled_record_refused", topic=spooled.record.topic, error=str(failed), hint=hint)

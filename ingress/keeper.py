@@ -1,0 +1,127 @@
+"""The guarantee, in one place: `keep` returns once Kafka or the disk has the record, and says which.
+
+Kafka answers          one delivery report
+Kafka is known away    straight to the spool, nobody waits
+Kafka is slow          after a second without any confirmation, or ack_wait_s, the spool as well: the record is then
+                       "maybe" in Kafka, and is dropped from the spool if its late report says that it is
+neither                NotKept: 503, the sender comes again
+"""
+
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import structlog
+
+from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed
+from kinguin_streams.ingress.breaker import QUIET_S, Breaker
+from kinguin_streams.ingress.spool import Spool
+from kinguin_streams.ingress.spool_file import SpoolFailed
+from kinguin_streams.schemas.outgoing import OutgoingRecord
+
+log = structlog.get_logger()
+
+LEAST_DISK_WAIT_S: Final = 0.05
+
+Where = Literal["kafka", "spool"]
+
+
+class NotKept(Exception):
+    """Neither Kafka nor the spool has the record for certain. code: a label of a metric, of a fixed set."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+
+
+class KafkaRefuses(Exception):
+    """Kafka has looked at this very record and will never take it; waiting on disk would not help."""
+
+
+@dataclass
+class Keeper:
+    """Keeps records. Safe to use from any thread."""
+
+    publisher: KafkaPublisher
+    spool: Spool | None
+    ack_wait_s: float
+    spool_timeout_s: float
+    max_patient: int
+    """How many requests may wait longer than a second: the other threads are for those that Kafka answers."""
+    breaker: Breaker = field(default_factory=Breaker)
+
+    def __post_init__(self) -> None:
+        self._patience = threading.BoundedSemaphore(self.max_patient)
+
+    def keep(self, record: OutgoingRecord, deadline_s: float) -> Where:
+        """Return once the record is durable. Raises NotKept, or KafkaRefuses.
+
+        deadline_s: when the answer must be there, on the monotonic clock; some of the time is left to the disk.
+        """
+        if not self.breaker.may_try(time.monotonic()):
+            without = NotKept("kafka_away", "Kafka did not confirm anything for a while")
+            return self._spool(record, None, deadline_s, without)
+        try:
+            report = self.publisher.send(record)
+        except PublishFailed as failed:
+            return self._after(failed, record, deadline_s)
+        try:
+            failure = self._report(report, deadline_s)
+        except TimeoutError:
+            without = NotKept("kafka_no_report", "no delivery report in time")
+            return self._spool(record, report, deadline_s, without)
+        if failure is None:
+            if self.breaker.confirmed(time.monotonic()):
+                log.info("kafka_back")
+            return "kafka"
+        return self._after(failure, record, deadline_s)
+
+    def _report(self, report: "Future[PublishFailed | None]", deadline_s: float) -> PublishFailed | None:
+        """Return what Kafka says of the record. Raises TimeoutError once waiting longer makes no sense."""
+        wait_s = max(0.0, min(self.ack_wait_s, deadline_s - time.monotonic() - self.spool_timeout_s))
+        at_first_s = min(QUIET_S, wait_s)
+        try:
+            return report.result(at_first_s)
+        except TimeoutError:
+            if at_first_s == QUIET_S:
+                self._heard_nothing()
+            longer_s = wait_s - at_first_s
+            if longer_s <= 0 or self.breaker.state != "closed" or not self._patience.acquire(blocking=False):
+                raise
+        try:
+            return report.result(longer_s)
+        finally:
+            self._patience.release()
+
+    def _after(self, failed: PublishFailed, record: OutgoingRecord, deadline_s: float) -> Where:
+        if failed.code == "refused":
+            raise KafkaRefuses(str(failed)) from failed
+        if failed.code in ("queue_full", "not_delivered"):
+            self._heard_nothing()
+        return self._spool(record, None, deadline_s, NotKept(f"kafka_{failed.code}", str(failed)))
+
+    def _heard_nothing(self) -> None:
+        if self.breaker.waited_in_vain(time.monotonic()):
+            log.error(
+                "kafka_away", hint="until it answers, events go to the spool at once" if self.spool else "503 at once"
+            )
+
+    def _spool(
+        self,
+        record: OutgoingRecord,
+        report: "Future[PublishFailed | None] | None",
+        deadline_s: float,
+        without: NotKept,
+    ) -> Where:
+        """Put the record on disk. without: what to raise where there is no spool."""
+        if self.spool is None:
+            raise without
+        # However late it is: most disks answer in a millisecond, and a 503 costs the sender more than a late 204.
+        timeout_s = max(LEAST_DISK_WAIT_S, min(self.spool_timeout_s, deadline_s - time.monotonic()))
+        try:
+            self.spool.append(record, timeout_s, report)
+        except SpoolFailed as failed:
+            raise NotKept(f"spool_{failed.code}", f"{without}; and {failed}") from failed
+        return "spool"

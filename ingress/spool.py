@@ -1,0 +1,210 @@
+"""The spool: a folder of files, one of them this process's own, the others left behind by processes that have died.
+
+Who starts, or looks around later, takes over every file whose owner is gone: its lock is free. Processes may so share a
+folder, and what one leaves behind another drains.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uuid_utils.compat
+
+from kinguin_streams.cluster.publisher import PublishFailed
+from kinguin_streams.ingress.settings import SpoolSettings
+from kinguin_streams.ingress.spool_file import SUFFIX, Contents, FileTaken, Spooled, SpoolFailed, SpoolFile
+from kinguin_streams.schemas.outgoing import OutgoingRecord
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
+
+ADOPT_EVERY_S: Final = 10.0
+# Filesystems that a restart of the machine, or of the container, empties.
+VOLATILE: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs"})
+_EMPTY: Final = Contents(records=0, bytes=0, oldest_ms=None, refused=0)
+
+
+class Spool:
+    """What one process keeps on disk for Kafka. Safe to use from any thread."""
+
+    def __init__(self, settings: SpoolSettings) -> None:
+        """Open the folder, take over what nobody owns, and prove that it can be written.
+
+        Raises OperatorError("spool_unusable") or ("spool_not_durable").
+        """
+        self._settings = settings
+        self._adopted: list[SpoolFile] = []
+        self._unreadable: set[Path] = set()
+        self._changing = threading.Lock()
+        self.arrived = threading.Event()
+        """Set when there may be something to drain."""
+        try:
+            settings.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _check_durable(settings)
+            # An old file is as good as a new one, and the folder does not fill with them.
+            self._own = self._take_over_one() or SpoolFile(_new_path(settings.path))
+        except (OSError, sqlite3.Error) as error:
+            raise OperatorError(
+                "spool_unusable",
+                f"The spool folder {settings.path} cannot be used: {error}.",
+                "Set KINGUIN_SPOOL__PATH to a folder that this user can write, or KINGUIN_SPOOL__ENABLED=false.",
+            ) from error
+        self.adopt()
+        if self.contents.records:
+            log.warning("spool_has_leftovers", records=self.contents.records, path=str(settings.path))
+            self.arrived.set()
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a request waits for the disk."""
+        return self._settings.timeout_s
+
+    @property
+    def contents(self) -> Contents:
+        """What waits in all files of this process."""
+        found = _EMPTY
+        for file in self.files():
+            more = file.contents
+            times = [at_ms for at_ms in (found.oldest_ms, more.oldest_ms) if at_ms is not None]
+            found = Contents(
+                records=found.records + more.records,
+                bytes=found.bytes + more.bytes,
+                oldest_ms=min(times, default=None),
+                refused=found.refused + more.refused,
+            )
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """How many records wait for Kafka, without those that it has refused."""
+        contents = self.contents
+        return contents.records - contents.refused
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether no write has failed in a way after which the disk may say what it likes."""
+        return self._own.failure is None
+
+    def trouble(self) -> str | None:
+        """Return why no event can be taken now, or None if one can."""
+        if self._own.failure is not None:
+            return self._own.failure
+        contents = self._own.contents
+        if contents.bytes >= self._settings.max_bytes:
+            return f"{contents.bytes} bytes are spooled, and KINGUIN_SPOOL__MAX_BYTES is {self._settings.max_bytes}"
+        age_s = 0.0 if contents.oldest_ms is None else time.time() - contents.oldest_ms / 1000
+        if age_s > self._settings.max_age_s and contents.records > contents.refused:
+            return f"the oldest event has waited for {age_s:.0f} s, longer than KINGUIN_SPOOL__MAX_AGE_S"
+        if not self._own.has_reserve:
+            return f"the disk under {self._settings.path} is full"
+        return None
+
+    def append(
+        self, record: OutgoingRecord, timeout_s: float, report: "Future[PublishFailed | None] | None" = None
+    ) -> None:
+        """Return once the record is on disk. Raises SpoolFailed.
+
+        report: what Kafka is still to say about this record, if it has been handed over already. Delivered after all, it
+        is dropped; else it is drained like the others.
+        """
+        trouble = self.trouble()
+        if trouble is not None:
+            raise SpoolFailed("failed" if self._own.failure else "full", trouble)
+        file = self._own
+        spooled_id = file.append(record, timeout_s, awaited=report is not None)
+        if report is None:
+            self.arrived.set()
+        else:
+            report.add_done_callback(lambda late: self._report_came(file, spooled_id, late))
+
+    def _report_came(self, file: SpoolFile, spooled_id: int, late: "Future[PublishFailed | None]") -> None:
+        file.report_came(spooled_id, delivered=late.result() is None)
+        self.arrived.set()
+
+    def files(self) -> list[SpoolFile]:
+        """Return the files of this process, those of the dead first: they are older."""
+        with self._changing:
+            return [*self._adopted, self._own]
+
+    def oldest(self, count: int) -> tuple[SpoolFile, list[Spooled]] | None:
+        """Return the oldest records of the first file that has any waiting."""
+        for file in self.files():
+            if file.failure is None and (waiting := file.oldest(count)):
+                return file, waiting
+        return None
+
+    def adopt(self) -> None:
+        """Take over every file that nobody owns, and give back those of them that are empty by now."""
+        while (file := self._take_over_one()) is not None:
+            with self._changing:
+                self._adopted.append(file)
+            log.warning("spool_file_adopted", path=str(file.path), records=file.contents.records)
+            self.arrived.set()
+        with self._changing:
+            drained = [file for file in self._adopted if file.contents.records == 0]
+            self._adopted = [file for file in self._adopted if file not in drained]
+        for file in drained:
+            file.close()
+
+    def _take_over_one(self) -> SpoolFile | None:
+        for path in spool_paths(self._settings.path):
+            if path in self._unreadable:
+                continue
+            try:
+                return SpoolFile(path)
+            except FileTaken:
+                continue  # by a living process, or by this one
+            except (OSError, sqlite3.Error) as error:
+                self._unreadable.add(path)
+                hint = "the file is left as it is; `kinguin-streams spool export` may still read it"
+                log.error("spool_file_unreadable", path=str(path), error=str(error), hint=hint)
+        return None
+
+    def close(self) -> None:
+        """Give all files back; those with nothing in them are deleted."""
+        for file in self.files():
+            file.close()
+        left = self.contents
+        if left.records:
+            log.warning("spool_left", records=left.records, path=str(self._settings.path))
+
+
+def spool_paths(folder: Path) -> Iterator[Path]:
+    """Yield the spool files of a folder, whoever owns them."""
+    yield from sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def _new_path(folder: Path) -> Path:
+    return folder / f"{uuid_utils.compat.uuid7()}{SUFFIX}"
+
+
+def _check_durable(settings: SpoolSettings) -> None:
+    kind = _filesystem(settings.path.resolve(), _mounts())
+    if kind not in VOLATILE:
+        return
+    if settings.require_durable:
+        raise OperatorError(
+            "spool_not_durable",
+            f"The spool folder {settings.path} is on {kind}: a restart would lose what was acknowledged.",
+            "Mount a volume there and set KINGUIN_SPOOL__PATH to it, or set KINGUIN_SPOOL__REQUIRE_DURABLE=false.",
+        )
+    log.warning("spool_not_durable", path=str(settings.path), filesystem=kind, hint="a restart may empty it")
+
+
+def _mounts() -> Mapping[Path, str]:
+    """Return where which kind of filesystem is mounted; nothing where the system does not say."""
+    try:
+        lines = Path("/proc/self/mounts").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    fields = [line.split(" ") for line in lines]
+    return {Path(where.replace("\\040", " ")): kind for _, where, kind, *_ in fields}
+
+
+def _filesystem(path: Path, mounts: Mapping[Path, str]) -> str | None:
+    return next((mounts[above] for above in (path, *path.parents) if above in mounts), None)
