@@ -14,6 +14,12 @@ def ingress(
     on_invalid: Annotated[
         str | None, typer.Option(help="accept (202) or reject (422) an invalid payload", show_default="accept")
     ] = None,
+    *,
+    server: Annotated[str | None, typer.Option(help="waitress or granian", show_default="waitress")] = None,
+    reuse_port: Annotated[
+        bool | None,
+        typer.Option("--reuse-port", help="share the port with other processes; each needs its own --admin-port"),
+    ] = None,
 ) -> None:
     """Take Kinguin's webhooks at /webhooks/{store} and publish them; answer 204 once Kafka or the spool has them.
 
@@ -29,6 +35,7 @@ def ingress(
     from kinguin_streams.telemetry.operator_error import OperatorError
 
     given = {"host": host, "port": port, "admin_port": admin_port, "on_invalid": on_invalid}
+    given |= {"server": server, "reuse_port": reuse_port}
     settings = load(ingress=given)
     if not settings.ingress.secrets:
         raise ConfigurationError(
@@ -46,6 +53,6 @@ def ingress(
     except OperatorError as unusable:
         raise ConfigurationError((f"KINGUIN_SPOOL__PATH: {unusable}",)) from unusable
     publisher = wiring.publisher(settings, client_id="kinguin-streams-ingress")
-    server = Server(settings.ingress, publisher, wiring.topics(settings), encoder, spool, read_secrets)
-    if code := server.run():
+    process = Server(settings.ingress, publisher, wiring.topics(settings), encoder, spool, read_secrets)
+    if code := process.run():
         raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""The guarantee, in one place: `keep` returns once Kafka or the disk has the record, and says which.
+"""The guarantee, in one place: `keep` ends once Kafka or the disk has the record, and says which.
 
 Kafka answers          one delivery report
 Kafka is known away    straight to the spool, nobody waits
@@ -19,6 +19,7 @@ from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed
 from kinguin_streams.ingress.breaker import QUIET_S, Breaker
 from kinguin_streams.ingress.spool import Spool
 from kinguin_streams.ingress.spool_file import SpoolFailed
+from kinguin_streams.ingress.waiting import Steps, Wait
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 
 log = structlog.get_logger()
@@ -55,35 +56,37 @@ class Keeper:
     def __post_init__(self) -> None:
         self._patience = threading.BoundedSemaphore(self.max_patient)
 
-    def keep(self, record: OutgoingRecord, deadline_s: float) -> Where:
-        """Return once the record is durable. Raises NotKept, or KafkaRefuses.
+    def keep(self, record: OutgoingRecord, deadline_s: float) -> Steps[Where]:
+        """End once the record is durable. Raises NotKept, or KafkaRefuses.
 
         deadline_s: when the answer must be there, on the monotonic clock; some of the time is left to the disk.
         """
         if not self.breaker.may_try(time.monotonic()):
             without = NotKept("kafka_away", "Kafka did not confirm anything for a while")
-            return self._spool(record, None, deadline_s, without)
+            return (yield from self._spool(record, None, deadline_s, without))
         try:
             report = self.publisher.send(record)
         except PublishFailed as failed:
-            return self._after(failed, record, deadline_s)
+            return (yield from self._after(failed, record, deadline_s))
         try:
-            failure = self._report(report, deadline_s)
+            failure = yield from self._report(report, deadline_s)
         except TimeoutError:
             without = NotKept("kafka_no_report", "no delivery report in time")
-            return self._spool(record, report, deadline_s, without)
+            return (yield from self._spool(record, report, deadline_s, without))
         if failure is None:
             if self.breaker.confirmed(time.monotonic()):
                 log.info("kafka_back")
             return "kafka"
-        return self._after(failure, record, deadline_s)
+        return (yield from self._after(failure, record, deadline_s))
 
-    def _report(self, report: "Future[PublishFailed | None]", deadline_s: float) -> PublishFailed | None:
-        """Return what Kafka says of the record. Raises TimeoutError once waiting longer makes no sense."""
+    def _report(self, report: "Future[PublishFailed | None]", deadline_s: float) -> Steps[PublishFailed | None]:
+        """End with what Kafka says of the record. Raises TimeoutError once waiting longer makes no sense."""
         wait_s = max(0.0, min(self.ack_wait_s, deadline_s - time.monotonic() - self.spool_timeout_s))
         at_first_s = min(QUIET_S, wait_s)
+        failure: PublishFailed | None
         try:
-            return report.result(at_first_s)
+            failure = yield Wait(report, at_first_s)
+            return failure
         except TimeoutError:
             if at_first_s == QUIET_S:
                 self._heard_nothing()
@@ -91,16 +94,17 @@ class Keeper:
             if longer_s <= 0 or self.breaker.state != "closed" or not self._patience.acquire(blocking=False):
                 raise
         try:
-            return report.result(longer_s)
+            failure = yield Wait(report, longer_s)
+            return failure
         finally:
             self._patience.release()
 
-    def _after(self, failed: PublishFailed, record: OutgoingRecord, deadline_s: float) -> Where:
+    def _after(self, failed: PublishFailed, record: OutgoingRecord, deadline_s: float) -> Steps[Where]:
         if failed.code == "refused":
             raise KafkaRefuses(str(failed)) from failed
         if failed.code in ("queue_full", "not_delivered"):
             self._heard_nothing()
-        return self._spool(record, None, deadline_s, NotKept(f"kafka_{failed.code}", str(failed)))
+        return (yield from self._spool(record, None, deadline_s, NotKept(f"kafka_{failed.code}", str(failed))))
 
     def _heard_nothing(self) -> None:
         if self.breaker.waited_in_vain(time.monotonic()):
@@ -114,14 +118,16 @@ class Keeper:
         report: "Future[PublishFailed | None] | None",
         deadline_s: float,
         without: NotKept,
-    ) -> Where:
+    ) -> Steps[Where]:
         """Put the record on disk. without: what to raise where there is no spool."""
         if self.spool is None:
             raise without
         # However late it is: most disks answer in a millisecond, and a 503 costs the sender more than a late 204.
         timeout_s = max(LEAST_DISK_WAIT_S, min(self.spool_timeout_s, deadline_s - time.monotonic()))
         try:
-            self.spool.append(record, timeout_s, report)
+            yield Wait(self.spool.append(record, report), timeout_s)
         except SpoolFailed as failed:
             raise NotKept(f"spool_{failed.code}", f"{without}; and {failed}") from failed
+        except TimeoutError as slow:
+            raise NotKept("spool_slow", f"{without}; and the disk did not answer within {timeout_s:g} s") from slow
         return "spool"

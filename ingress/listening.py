@@ -10,6 +10,8 @@ BACKLOG: Final = 1024
 # waitress answers text/plain at its own limit, before our code; ours, at 65,536 bytes, comes first and says more.
 BACKSTOP_BODY_BYTES: Final = 131_072
 MAX_HEADER_BYTES: Final = 16_384
+IDLE_S: Final = 30
+"""After which waitress closes a connection on which nothing happens."""
 
 
 def listen(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kinguin_streams.ingress import admin, app, problems
+from kinguin_streams.ingress import admin, answering, problems
 from kinguin_streams.ingress.decide import INVALID_REASONS, MAX_BODY_BYTES
 from kinguin_streams.ingress.listening import BACKSTOP_BODY_BYTES, MAX_HEADER_BYTES
 from kinguin_streams.ingress.payloads import OrderCompletePayload, OrderStatusPayload, ProductUpdatePayload
@@ -68,8 +68,8 @@ def document(*, version: str, port: int, admin_port: int) -> Json:
             {"name": "operations", "description": "What orchestrators and operators call, on the admin port."},
         ],
         "paths": {
-            app.PATHS[0]: _webhooks_path("DefaultStore", f"the store named `{app.DEFAULT_STORE}`", []),
-            app.PATHS[1]: _webhooks_path("Store", "a store", [{"$ref": "#/components/parameters/Store"}]),
+            answering.PATHS[0]: _webhooks_path("DefaultStore", f"the store named `{answering.DEFAULT_STORE}`", []),
+            answering.PATHS[1]: _webhooks_path("Store", "a store", [{"$ref": "#/components/parameters/Store"}]),
             **_admin_paths(_server(probes, "admin port; not for the public")),
         },
         "components": {
@@ -93,7 +93,7 @@ def document(*, version: str, port: int, admin_port: int) -> Json:
 
 _DESCRIPTION: Final = f"""\
 One webhook is one POST. 204 means that the event is in Kafka, acknowledged by every in-sync replica; 202 that the payload can
-never become an event and was kept byte for byte as a dead letter, with the reason code in `{app.FAULT_HEADER}`.
+never become an event and was kept byte for byte as a dead letter, with the reason code in `{answering.FAULT_HEADER}`.
 With `KINGUIN_INGRESS__ON_INVALID=reject` it is 422 instead of 202, and kept as well. What is not kept is never answered 2xx,
 but for requests that hold nothing: `GET`, `HEAD`, and a POST with neither a body nor `X-Event-Name` nor `X-Event-Secret`
 (perhaps the dashboard's TEST URL button) are answered 204.
@@ -177,7 +177,7 @@ def _parameters() -> Json:
             "required": True,
             "description": "A store with a secret in `KINGUIN_INGRESS__SECRETS`.",
             "schema": {"type": "string", "pattern": f"^{STORE_NAME.pattern}$"},
-            "example": app.DEFAULT_STORE,
+            "example": answering.DEFAULT_STORE,
         },
         "EventName": {
             "name": "X-Event-Name",
@@ -218,17 +218,17 @@ def _headers() -> Json:
         "RetryAfter": {
             "description": "Seconds after which to send it again.",
             "required": True,
-            "schema": {"type": "integer", "const": app.RETRY_AFTER_S},
+            "schema": {"type": "integer", "const": answering.RETRY_AFTER_S},
         },
         "Allow": {
             "description": "The methods that are answered here.",
             "required": True,
-            "schema": {"type": "string", "const": ", ".join(app.METHODS)},
+            "schema": {"type": "string", "const": ", ".join(answering.METHODS)},
         },
         "Challenge": {
             "description": "Which header is missing or wrong.",
             "required": True,
-            "schema": {"type": "string", "const": app.CHALLENGE},
+            "schema": {"type": "string", "const": answering.CHALLENGE},
         },
     }
 
@@ -241,11 +241,13 @@ def _responses() -> Json:
             "and neither `X-Event-Name` nor `X-Event-Secret`."
         ),
         "Ping": _answer("Somebody is here."),
-        "202": _answer(f"{invalid} (`KINGUIN_INGRESS__ON_INVALID=accept`, the default).", {app.FAULT_HEADER: "Fault"}),
+        "202": _answer(
+            f"{invalid} (`KINGUIN_INGRESS__ON_INVALID=accept`, the default).", {answering.FAULT_HEADER: "Fault"}
+        ),
         "422": _problem(
             f"{invalid}, as with 202 (`KINGUIN_INGRESS__ON_INVALID=reject`). Sending it again does not help.",
             ["invalid_webhook"],
-            {app.FAULT_HEADER: "Fault"},
+            {answering.FAULT_HEADER: "Fault"},
             detail=problems.invalid_webhook_detail("invalid_field"),
         ),
         "401": _problem(

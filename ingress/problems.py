@@ -2,8 +2,9 @@
 
 from typing import Final, NamedTuple
 
-import falcon
 import msgspec
+
+from kinguin_streams.ingress.exchange import Answer
 
 TYPE_PREFIX: Final = "urn:kinguin-streams:problem:"
 CONTENT_TYPE: Final = "application/problem+json"
@@ -30,13 +31,14 @@ KINDS: Final = {
 """By the last part of the type. The OpenAPI document is made of this table too."""
 
 
-class Problem(falcon.HTTPError):
+class Problem(Exception):
     """A refusal with its type and, where they say more, a detail and headers."""
 
-    def __init__(self, code: str, *, detail: str | None = None, headers: dict[str, str] | None = None) -> None:
-        super().__init__(KINDS[code].status, headers=headers)
-        self.problem_code = code
-        self.problem_detail = detail
+    def __init__(self, code: str, *, detail: str | None = None, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(code)
+        self.code = code
+        self.detail = detail
+        self.headers = headers
 
 
 def invalid_webhook_detail(reason: str) -> str:
@@ -54,16 +56,8 @@ def details(code: str, detail: str | None, request_id: str) -> dict[str, object]
     return problem
 
 
-def serialize(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
-    """Write the problem as the body, whatever the request accepts: Falcon's own would answer XML to `Accept: text/xml`."""
-    code = error.problem_code if isinstance(error, Problem) else _code_of(error)
-    detail = error.problem_detail if isinstance(error, Problem) else None
-    resp.status = KINDS[code].status  # of Falcon's own errors: the nearest of ours, so that body and status agree
-    resp.data = msgspec.json.encode(details(code, detail, req.context.request_id))
-    resp.content_type = CONTENT_TYPE
-
-
-def _code_of(error: falcon.HTTPError) -> str:
-    if isinstance(error, falcon.HTTPMethodNotAllowed):
-        return "method_not_allowed"
-    return "internal_error" if error.status_code >= 500 else "bad_request"
+def answer(problem: Problem, request_id: str) -> Answer:
+    """Return the problem as an answer, the same whatever the request accepts."""
+    headers = (("Content-Type", CONTENT_TYPE), *problem.headers)
+    body = msgspec.json.encode(details(problem.code, problem.detail, request_id))
+    return Answer(KINDS[problem.code].status, headers, body)

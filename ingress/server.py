@@ -1,28 +1,25 @@
-"""waitress, and the life of the process: start, serve, and stop without cutting a request off."""
+"""The life of an ingress process: start, serve, and stop without cutting a request off. The same with both servers."""
 
-import contextlib
 import os
 import signal
-import sys
+import socket
 import threading
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import FrameType
-from typing import Any, Final, cast
+from typing import Final, Protocol
 
 import structlog
-from waitress import wasyncore
-from waitress.server import BaseWSGIServer, create_server
+from waitress.server import create_server
 
 from kinguin_streams.cluster.publisher import KafkaPublisher
 from kinguin_streams.ingress.admin import make_admin_app
-from kinguin_streams.ingress.app import StrippedHeaders, Webhooks, make_app
-from kinguin_streams.ingress.channel import Channel, cut_off_slow
+from kinguin_streams.ingress.answering import StrippedHeaders, Webhooks
 from kinguin_streams.ingress.drain import Drain
 from kinguin_streams.ingress.keeper import Keeper
 from kinguin_streams.ingress.ledger import Ledger
-from kinguin_streams.ingress.listening import BACKLOG, BACKSTOP_BODY_BYTES, MAX_HEADER_BYTES, listen
+from kinguin_streams.ingress.listening import listen
 from kinguin_streams.ingress.openapi import document
 from kinguin_streams.ingress.readiness import Readiness
 from kinguin_streams.ingress.reload import ReadSecrets, SecretsReload
@@ -33,16 +30,32 @@ from kinguin_streams.ingress.spool_metrics import SpoolMetrics
 from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.topics import Topics
+from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
 LOOP_TURN_S: Final = 0.25
 LOOK_EVERY_S: Final = 1.0
-# Measured with more open connections than threads: an answer waited a whole switch interval, of 5 ms by default, while
-# waitress's loop looked through all connections; 400 requests a second instead of 1,700.
-SWITCH_INTERVAL_S: Final = 0.0005
-# A client that has just connected, or was just answered on a connection that stays open, may be sending its request now.
-LINGER_S: Final = 0.5
+
+
+class Front(Protocol):
+    """The HTTP server: it owns the webhook port, and serves only while its turn is called."""
+
+    def turn(self, at_most_s: float) -> None:
+        """Serve for a while."""
+        ...
+
+    def cut_off_slow(self) -> int:
+        """End requests that take too long to come in; return how many."""
+        ...
+
+    def stop_accepting(self) -> None:
+        """Take no new connection from now on; those that are there are served on."""
+        ...
+
+    def is_busy(self) -> bool:
+        """Return whether somebody is still to be answered."""
+        ...
 
 
 @dataclass
@@ -64,7 +77,7 @@ class Server:
             self.spool,
             ack_wait_s=self.settings.ack_wait_s,
             spool_timeout_s=self.spool.timeout_s if self.spool is not None else 0.0,
-            max_patient=max(1, self.settings.threads // 2),
+            max_patient=self._max_patient,
         )
         self._drain: Drain | None = None
         if self.spool is not None:
@@ -80,40 +93,20 @@ class Server:
         )
         self._readiness = Readiness(self.publisher, self.topics, self._keeper, vigil)
         self._reload = SecretsReload(secrets, self.read_secrets, vigil)
-        app = make_app(
-            Webhooks(
-                secrets=secrets,
-                vigil=vigil,
-                topics=self.topics,
-                encoder=self.encoder,
-                keeper=self._keeper,
-                ledger=self.ledger,
-                on_invalid=self.settings.on_invalid,
-                stripped_headers=StrippedHeaders(),
-                deadline_s=self.settings.deadline_s,
-            )
+        webhooks = Webhooks(
+            secrets=secrets,
+            vigil=vigil,
+            topics=self.topics,
+            encoder=self.encoder,
+            keeper=self._keeper,
+            ledger=self.ledger,
+            on_invalid=self.settings.on_invalid,
+            stripped_headers=StrippedHeaders(),
+            deadline_s=self.settings.deadline_s,
         )
-        self._sockets: dict[int, Any] = {}
-        self._listener = listen(
-            self.settings.host, self.settings.port, "KINGUIN_INGRESS__PORT", shared=self.settings.reuse_port
-        )
-        server = create_server(
-            app,
-            map=self._sockets,
-            sockets=[self._listener],
-            threads=self.settings.threads,
-            connection_limit=self.settings.connection_limit,
-            max_request_body_size=BACKSTOP_BODY_BYTES,
-            max_request_header_size=MAX_HEADER_BYTES,
-            channel_timeout=30,
-            asyncore_use_poll=True,
-            backlog=BACKLOG,
-            ident=None,
-            clear_untrusted_proxy_headers=True,
-        )
-        cast(
-            "BaseWSGIServer", server
-        ).channel_class = Channel  # of one socket, so that it is not the other kind of server
+        host, port = self.settings.host, self.settings.port
+        listener = listen(host, port, "KINGUIN_INGRESS__PORT", shared=self.settings.reuse_port)
+        self._front = self._make_front(listener, webhooks)
         described = document(
             version=version("kinguin-streams"), port=self.settings.port, admin_port=self.settings.admin_port
         )
@@ -127,6 +120,27 @@ class Server:
         self._stop_at_s: float | None = None
         self._look_at_s = 0.0
 
+    @property
+    def _max_patient(self) -> int:
+        # In an event loop who waits keeps nobody else waiting.
+        by_thread = self.settings.server == "waitress"
+        return max(1, self.settings.threads // 2) if by_thread else self.settings.connection_limit
+
+    def _make_front(self, listener: socket.socket, webhooks: Webhooks) -> Front:
+        if self.settings.server == "waitress":
+            from kinguin_streams.ingress.waitress_front import WaitressFront
+
+            return WaitressFront(listener, webhooks, self.settings)
+        try:
+            from kinguin_streams.ingress.granian_front import GranianFront
+        except ImportError as missing:
+            raise OperatorError(
+                "granian_missing",
+                f"KINGUIN_INGRESS__SERVER is granian, which is not installed: {missing}.",
+                "Install kinguin-streams[granian], or use waitress.",
+            ) from missing
+        return GranianFront(listener, webhooks, self.settings)
+
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return the exit code: 0 if all that was answered 2xx is in Kafka or on disk.
 
@@ -139,28 +153,25 @@ class Server:
             signal.signal(name, self._on_signal)
         signal.signal(signal.SIGHUP, lambda _number, _frame: self._reload.now())
         self._reload.start()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         threading.Thread(target=self._admin.run, name="admin", daemon=True).start()
         if self._drain is not None:
             self._drain.start()
         log.info(
             "ingress_serves",
+            server=self.settings.server,
             webhooks=f"http://{self.settings.host}:{self.settings.port}/webhooks",
             admin=f"http://{self.settings.host}:{self.settings.admin_port}",
             stores=sorted(self.settings.secrets),
         )
-        # waitress's own run() would end at SIGTERM by cutting requests off, or within five seconds at most; turning its
-        # loop ourselves, the answers in flight are still written while no new connection is taken.
         while self._stop_at_s is None or time.monotonic() < self._stop_at_s:
             self._turn()
             if self.publisher.fatal is not None and self._stop_at_s is None:
                 log.error("ingress_stops", reason=self.publisher.fatal, hint="what comes in until then is spooled")
                 self._readiness.stopping()
                 break
-        self._stop_accepting()
-        started_s = time.monotonic()
-        deadline_s = started_s + self.settings.stop_timeout_s
-        while time.monotonic() < deadline_s and self._busy(time.monotonic() < started_s + LINGER_S):
+        self._front.stop_accepting()
+        deadline_s = time.monotonic() + self.settings.stop_timeout_s
+        while time.monotonic() < deadline_s and self._front.is_busy():
             self._turn()
         if self._drain is not None:
             self._drain.stop(deadline_s - time.monotonic())
@@ -181,36 +192,11 @@ class Server:
         return 1 if self.publisher.fatal is not None or (left and self.spool is None) else 0
 
     def _turn(self) -> None:
-        wasyncore.loop(timeout=LOOP_TURN_S, use_poll=True, map=self._sockets, count=1)
+        self._front.turn(LOOP_TURN_S)
         if time.monotonic() >= self._look_at_s:
             self._look_at_s = time.monotonic() + LOOK_EVERY_S
-            if cut := cut_off_slow(self._sockets.values(), self.settings.request_timeout_s):
+            if cut := self._front.cut_off_slow():
                 log.warning("slow_requests_cut_off", requests=cut, timeout_s=self.settings.request_timeout_s)
-
-    def _stop_accepting(self) -> None:
-        """Close the listening socket, but take whoever waits in its queue: closing alone would reset their connections."""
-        (server,) = (part for part in self._sockets.values() if isinstance(part, BaseWSGIServer))
-        # Not its close(): that takes the trigger away by which worker threads wake the loop.
-        server.accepting = False
-        server.del_channel()
-        waiting = []
-        with self._listener, contextlib.suppress(BlockingIOError):
-            while True:
-                waiting.append(self._listener.accept())
-        for connection, address in waiting:
-            server.set_socket_options(connection)
-            Channel(server, connection, address, server.adj, map=self._sockets)
-
-    def _busy(self, lingering: bool) -> bool:
-        since_s = time.time() - LINGER_S  # waitress notes times of activity on this clock
-        return any(
-            channel.requests
-            or channel.request
-            or channel.total_outbufs_len
-            or (lingering and channel.last_activity > since_s)
-            for channel in self._sockets.values()
-            if isinstance(channel, Channel)
-        )
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._stop_at_s is not None:

@@ -104,10 +104,8 @@ class Spool:
             return f"the disk under {self._settings.path} is full"
         return None
 
-    def append(
-        self, record: OutgoingRecord, timeout_s: float, report: "Future[PublishFailed | None] | None" = None
-    ) -> None:
-        """Return once the record is on disk. Raises SpoolFailed.
+    def append(self, record: OutgoingRecord, report: "Future[PublishFailed | None] | None" = None) -> "Future[int]":
+        """Begin to put the record on disk; return what is done once it is there. Raises SpoolFailed, and so may that.
 
         report: what Kafka is still to say about this record, if it has been handed over already. Delivered after all, it
         is dropped; else it is drained like the others.
@@ -116,7 +114,16 @@ class Spool:
         if trouble is not None:
             raise SpoolFailed("failed" if self._own.failure else "full", trouble)
         file = self._own
-        spooled_id = file.append(record, timeout_s, awaited=report is not None)
+        done = file.begin_append(record, awaited=report is not None)
+        done.add_done_callback(lambda appended: self._appended(file, appended, report))
+        return done
+
+    def _appended(
+        self, file: SpoolFile, appended: "Future[int]", report: "Future[PublishFailed | None] | None"
+    ) -> None:
+        if appended.exception() is not None:
+            return
+        spooled_id = appended.result()
         if report is None:
             self.arrived.set()
         else:

@@ -148,12 +148,20 @@ class SpoolFile:
 
         awaited: Kafka may have it already, and its report will come: `oldest` passes it over until `report_came`.
         """
-        done: Future[int] = Future()
-        self._submit(_Append(record, time.time_ns() // 1_000_000, awaited, done))
+        done = self.begin_append(record, awaited=awaited)
         try:
             return done.result(timeout_s)
         except TimeoutError as error:
             raise SpoolFailed("slow", f"the disk did not answer within {timeout_s:g} s") from error
+
+    def begin_append(self, record: OutgoingRecord, *, awaited: bool = False) -> "Future[int]":
+        """Return what will be the record's id, or SpoolFailed. Raises SpoolFailed if the file takes nothing.
+
+        What is called back is called on the thread that writes, and must not block.
+        """
+        done: Future[int] = Future()
+        self._submit(_Append(record, time.time_ns() // 1_000_000, awaited, done))
+        return done
 
     def report_came(self, spooled_id: int, *, delivered: bool) -> None:
         """Forget a record that was awaited, or let it wait for Kafka like any other. Does not wait for the disk."""

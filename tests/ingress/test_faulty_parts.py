@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from kinguin_streams.ingress.app import Keeps, StrippedHeaders, Webhooks, make_app
+from kinguin_streams.ingress.answering import Keeps, StrippedHeaders, Webhooks
+from kinguin_streams.ingress.app import make_app
 from kinguin_streams.ingress.keeper import KafkaRefuses, NotKept, Where
 from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.vigil import Vigil
+from kinguin_streams.ingress.waiting import Steps
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import DeadLetter, Record
 from kinguin_streams.schemas.outgoing import OutgoingRecord
@@ -31,7 +33,8 @@ class Taken:
     records: list[OutgoingRecord] = field(default_factory=list)
     of_topic: str = ""
 
-    def keep(self, record: OutgoingRecord, _deadline_s: float, /) -> Where:
+    def keep(self, record: OutgoingRecord, _deadline_s: float, /) -> Steps[Where]:
+        yield from ()
         if self.failure is not None and record.topic.startswith(self.of_topic):
             raise self.failure
         self.records.append(record)

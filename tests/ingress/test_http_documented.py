@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from kinguin_streams.cluster import publisher
-from kinguin_streams.ingress import app, decide, problems, spool_file
+from kinguin_streams.ingress import answering, decide, problems, spool_file
 from kinguin_streams.ingress.settings import IngressSettings
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "http.md").read_text("utf-8")
@@ -35,7 +35,7 @@ def test_every_reason_of_a_refusal_is_documented() -> None:
 
 
 def test_the_reasons_of_the_application_are_those_in_its_source() -> None:
-    source = Path(app.__file__).read_text("utf-8")
+    source = Path(answering.__file__).read_text("utf-8")
     assert set(re.findall(r'^ +entry\.reason = "([a-z_]+)"', source, re.MULTILINE)) == OF_THE_APPLICATION
 
 
@@ -44,8 +44,10 @@ def test_the_documented_limits_and_headers_are_those_of_the_code() -> None:
     assert decide.MAX_BODY_BYTES == 65_536
     assert (defaults.threads, defaults.connection_limit, defaults.ack_wait_s) == (32, 1000, 3.0)
     assert (defaults.port, defaults.admin_port) == (8080, 8081)
-    assert f"`{app.FAULT_HEADER}`" in DOCUMENT
-    assert f"`Retry-After: {app.RETRY_AFTER_S}`" in DOCUMENT
+    assert f"`{answering.FAULT_HEADER}`" in DOCUMENT
+    assert f"`Retry-After: {answering.RETRY_AFTER_S}`" in DOCUMENT
     kept = re.search(r"A dead letter keeps (.*), and no other header", DOCUMENT)
     assert kept is not None
-    assert {name.lower() for name in re.findall("`([^`]+)`", kept[1])} == {name.lower() for name in app.KEPT_HEADERS}
+    assert {name.lower() for name in re.findall("`([^`]+)`", kept[1])} == {
+        name.lower() for name in answering.KEPT_HEADERS
+    }

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from kinguin_streams.ingress import admin, app, problems
+from kinguin_streams.ingress import admin, answering, problems
 from kinguin_streams.ingress.admin import make_admin_app
-from kinguin_streams.ingress.app import Keeps, StrippedHeaders, Webhooks, make_app
+from kinguin_streams.ingress.answering import Keeps, StrippedHeaders, Webhooks
+from kinguin_streams.ingress.app import make_app
 from kinguin_streams.ingress.decide import INVALID_REASONS
 from kinguin_streams.ingress.keeper import NotKept, Where
 from kinguin_streams.ingress.ledger import Ledger
@@ -27,6 +28,7 @@ from kinguin_streams.ingress.payloads import InvalidWebhook, parse_updated_at, r
 from kinguin_streams.ingress.readiness import Check
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.vigil import Vigil
+from kinguin_streams.ingress.waiting import Steps
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.events import EVENT_NAMES, EventName, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord
@@ -75,7 +77,7 @@ def payload_schema(event: EventName) -> dict[str, str]:
 
 def test_it_lists_the_paths_and_methods_of_both_ports() -> None:
     listed = {(path, method) for path, method, _ in operations()}
-    of_webhooks = {(path, method) for path in app.PATHS for method in app.METHODS}
+    of_webhooks = {(path, method) for path in answering.PATHS for method in answering.METHODS}
     of_admin = {(path, "GET") for path in (admin.LIVEZ, admin.READYZ, admin.METRICS, admin.OPENAPI)}
     assert listed == of_webhooks | of_admin
 
@@ -195,14 +197,16 @@ def test_a_quoted_price_without_exponent_is_read_exactly_if_it_has_the_documente
 class KafkaAway:
     """Keeps nothing."""
 
-    def keep(self, _record: OutgoingRecord, _deadline_s: float, /) -> Where:
+    def keep(self, _record: OutgoingRecord, _deadline_s: float, /) -> Steps[Where]:
+        yield from ()
         raise NotKept("kafka_no_report", "")
 
 
 class Kept:
     """Keeps everything."""
 
-    def keep(self, _record: OutgoingRecord, _deadline_s: float, /) -> Where:
+    def keep(self, _record: OutgoingRecord, _deadline_s: float, /) -> Steps[Where]:
+        yield from ()
         return "kafka"
 
 
@@ -247,11 +251,11 @@ def answers(ingress: RunningIngress) -> Iterator[tuple[str, str, Answer]]:
     """Yield path, method and answer: of a real process, but where something inside must be away or broken."""
     authentic = [(name, str(value)) for name, value in webhook_headers("order.status", SECRET) if isinstance(name, str)]
     unready: Any = Unready()
-    for path in app.PATHS:
+    for path in answering.PATHS:
         real = path.replace("{store}", "default")
         unknown = application(secrets=Secrets({"shop-2": [SHOP_2_SECRET]}))
         broken = application(secrets=BrokenSecrets({"default": [SECRET]}))
-        for method in app.METHODS:
+        for method in answering.METHODS:
             body = order_status(new_id()) if method == "POST" else b""
             for headers, sent in _of_the_process(method, body):
                 yield path, method, ingress.send(request_bytes(method, real, headers, sent), method)
@@ -284,7 +288,7 @@ def test_every_documented_answer_is_given_and_is_as_documented(ingress: RunningI
     given_answers = set()
     for path, method, answer in answers(ingress):
         request = request_bytes(method, path.replace("{store}", "default"), [])
-        on_admin_port = path not in app.PATHS
+        on_admin_port = path not in answering.PATHS
         assert_documented(request, answer.status, answer.headers, answer.body, admin_port=on_admin_port)
         given_answers.add((path, method, str(answer.status)))
     listed = {(path, method, status) for path, method, responses in operations() for status in responses}

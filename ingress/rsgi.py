@@ -1,0 +1,148 @@
+"""The RSGI application, for granian: reads a request, lets `answering` answer it, writes the answer.
+
+RSGI is the thinnest that granian has: no dict of the request is made, and an answer is one call. Header names come as they
+were sent, in small letters, so `X_Event_Secret` is not `X-Event-Secret` (granian's WSGI lets it override the real one).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from typing import Final, Protocol
+
+from granian.rsgi import ProtocolError
+
+from kinguin_streams.ingress.answering import Webhooks
+from kinguin_streams.ingress.decide import MAX_BODY_BYTES
+from kinguin_streams.ingress.exchange import Asked
+from kinguin_streams.ingress.waiting import InLoop
+
+UNREADABLE: Final = "\ufffd".encode().decode("latin-1")
+"""What stands for a header value that is not visible ASCII: granian does not hand its bytes over. It is never a secret or a
+known event, for those are visible ASCII."""
+REQUEST_TIMEOUT: Final = 408
+
+
+class Headers(Protocol):
+    """Headers of a request, by the RSGI specification. Values that are not visible ASCII are left out."""
+
+    def __len__(self) -> int:
+        """Return how many names there are."""
+        ...
+
+    def keys(self) -> list[str]:
+        """Return every name once."""
+        ...
+
+    def items(self) -> list[tuple[str, str]]:
+        """Return every value with its name."""
+        ...
+
+    def get_all(self, key: str) -> list[str]:
+        """Return the values of one name."""
+        ...
+
+
+class Scope(Protocol):
+    """A request without its body."""
+
+    method: str
+    path: str
+    headers: Headers
+
+
+class HttpProtocol(Protocol):
+    """The body of a request, and its answer."""
+
+    def __call__(self) -> Awaitable[bytes]:
+        """Return the whole body."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Return the body as it comes."""
+        ...
+
+    def response_empty(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        """Answer without a body."""
+        ...
+
+    def response_bytes(self, status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None:
+        """Answer."""
+        ...
+
+
+class RsgiApp:
+    """The application. All its methods are called on the thread of one event loop."""
+
+    def __init__(self, webhooks: Webhooks, waiting: InLoop) -> None:
+        self._webhooks = webhooks
+        self._waiting = waiting
+        self._reading: dict[asyncio.Task[None] | None, float] = {}
+
+    async def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> None:
+        """Serve one request."""
+        headers = read_headers(scope.headers)
+        task = asyncio.current_task()
+        self._reading[task] = time.monotonic()
+        try:
+            body = await _body(headers, protocol)
+        except ProtocolError:
+            return  # the client went away in the middle of its request
+        except asyncio.CancelledError:
+            protocol.response_empty(REQUEST_TIMEOUT, [("Connection", "close")])
+            return
+        finally:
+            del self._reading[task]
+        asked = Asked(scope.method, scope.path, headers.get, body, time.monotonic())
+        answer = await self._waiting.run(self._webhooks.answer(asked))
+        if answer.body:
+            protocol.response_bytes(answer.status, list(answer.headers), answer.body)
+        else:
+            protocol.response_empty(answer.status, list(answer.headers))
+
+    def cut_off_slow(self, timeout_s: float) -> int:
+        """Give up requests whose body has been coming in for longer than this; return how many."""
+        before_s = time.monotonic() - timeout_s
+        slow = [task for task, began_s in self._reading.items() if began_s < before_s]
+        for task in slow:
+            if task is not None:
+                task.cancel()
+        return len(slow)
+
+
+def read_headers(headers: Headers) -> Mapping[str, str]:
+    """Return the headers by name, in small letters."""
+    readable = headers.items()
+    found = dict(readable)
+    if len(found) < len(readable):
+        found = {name: ", ".join(headers.get_all(name)) for name in found}
+    if len(found) < len(headers):
+        found |= dict.fromkeys(headers.keys() - found.keys(), UNREADABLE)
+    return found
+
+
+async def _body(headers: Mapping[str, str], protocol: HttpProtocol) -> bytes | None:
+    """Return the body, or None if it is too large; a chunked one is read up to the first chunk over the limit.
+
+    Raises granian.rsgi.ProtocolError if it is not whole.
+    """
+    announced = headers.get("content-length")
+    if announced is not None:
+        if int(announced) > MAX_BODY_BYTES:
+            return None
+        return await protocol() if int(announced) else b""
+    if "transfer-encoding" not in headers:
+        return b""
+    chunks: list[bytes] = []
+    size = empty = 0
+    async for chunk in protocol:
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            return None
+        if chunk:
+            chunks.append(chunk)
+        else:
+            empty += 1
+    if empty > 1:
+        # Its end is an empty chunk; a connection that breaks is one more, as is a trailer, which no webhook has.
+        raise ProtocolError("the body is not whole")
+    return b"".join(chunks)
