@@ -4,6 +4,7 @@ Who starts, or looks around later, takes over every file whose owner is gone: it
 folder, and what one leaves behind another drains.
 """
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -17,7 +18,7 @@ import uuid_utils.compat
 
 from kinguin_streams.cluster.publisher import PublishFailed
 from kinguin_streams.ingress.settings import SpoolSettings
-from kinguin_streams.ingress.spool_file import SUFFIX, Contents, FileTaken, Spooled, SpoolFailed, SpoolFile
+from kinguin_streams.ingress.spool_file import SUFFIX, Contents, FileTaken, Spooled, SpoolFailed, SpoolFile, sync_folder
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -44,7 +45,7 @@ class Spool:
         self.arrived = threading.Event()
         """Set when there may be something to drain."""
         try:
-            settings.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_folder(settings.path)
             _check_durable(settings)
             # An old file is as good as a new one, and the folder does not fill with them.
             self._own = self._take_over_one() or SpoolFile(_new_path(settings.path))
@@ -98,7 +99,7 @@ class Spool:
         if contents.bytes >= self._settings.max_bytes:
             return f"{contents.bytes} bytes are spooled, and KINGUIN_SPOOL__MAX_BYTES is {self._settings.max_bytes}"
         age_s = 0.0 if contents.oldest_ms is None else time.time() - contents.oldest_ms / 1000
-        if age_s > self._settings.max_age_s and contents.records > contents.refused:
+        if age_s > self._settings.max_age_s:
             return f"the oldest event has waited for {age_s:.0f} s, longer than KINGUIN_SPOOL__MAX_AGE_S"
         if not self._own.has_reserve:
             return f"the disk under {self._settings.path} is full"
@@ -139,10 +140,11 @@ class Spool:
             return [*self._adopted, self._own]
 
     def oldest(self, count: int) -> tuple[SpoolFile, list[Spooled]] | None:
-        """Return the oldest records of the first file that has any waiting."""
+        """Return the oldest records of the first file that has any waiting. One that cannot be read holds up no other."""
         for file in self.files():
-            if file.failure is None and (waiting := file.oldest(count)):
-                return file, waiting
+            with contextlib.suppress(SpoolFailed):
+                if file.failure is None and (waiting := file.oldest(count)):
+                    return file, waiting
         return None
 
     def adopt(self) -> None:
@@ -179,6 +181,13 @@ class Spool:
         left = self.contents
         if left.records:
             log.warning("spool_left", records=left.records, path=str(self._settings.path))
+
+
+def _make_folder(folder: Path) -> None:
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in new:
+        sync_folder(each.parent)
 
 
 def spool_paths(folder: Path) -> Iterator[Path]:

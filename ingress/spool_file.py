@@ -89,6 +89,7 @@ class Contents:
     records: int
     bytes: int
     oldest_ms: int | None
+    """Of those that wait for Kafka: one that it refused may lie here for ever."""
     refused: int
 
 
@@ -123,17 +124,16 @@ class SpoolFile:
         """Open or make the file. Raises FileTaken, or OSError or sqlite3.Error if it cannot be used."""
         self.path = path
         self._lock_file = _take_lock(path)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._lock_file)
             self._reserve = path.with_suffix(".reserve")
-            self._writer = _connect(path)
+            self._writer = undo.enter_context(contextlib.closing(_connect(path)))
             self._writer.execute(_SCHEMA)
-            self._reader = _connect(path)
+            self._reader = undo.enter_context(contextlib.closing(_connect(path)))
             self.contents = _contents(self._reader)
             self._keep_reserve()
-            _sync_folder(path.parent)
-        except BaseException:
-            os.close(self._lock_file)
-            raise
+            sync_folder(path.parent)
+            undo.pop_all()
         self.failure: str | None = None
         """Why the disk is not trusted any more, or None."""
         self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
@@ -186,10 +186,14 @@ class SpoolFile:
         done.result()
 
     def oldest(self, count: int) -> list[Spooled]:
-        """Return up to `count` records that wait for Kafka, oldest first."""
+        """Return up to `count` records that wait for Kafka, oldest first. Raises SpoolFailed, once, if they are not readable."""
         awaited = frozenset(self._awaited)
-        with self._reading:
-            rows = list(_rows(self._reader, 0, count + len(awaited), refused_too=False))
+        try:
+            with self._reading:
+                rows = list(_rows(self._reader, 0, count + len(awaited), refused_too=False))
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            self._distrust(error)
+            raise SpoolFailed("failed", str(error)) from error
         return [spooled for spooled in rows if spooled.id not in awaited][:count]
 
     def close(self, *, delete_if_empty: bool = True) -> None:
@@ -200,7 +204,7 @@ class SpoolFile:
         self._operations.put(None)
         self._thread.join()
         with self._reading:
-            empty = delete_if_empty and self.failure is None and _contents(self._reader).records == 0
+            empty = delete_if_empty and self.failure is None and self.contents.records == 0
             self._reader.close()
             self._writer.close()
         self._reserve.unlink(missing_ok=True)
@@ -245,7 +249,7 @@ class SpoolFile:
     def _commit(self, batch: Sequence[_Operation]) -> None:
         try:
             ids = self._transact(batch)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - nobody starts this thread again, and requests wait for what it does
             if _is_full(error):
                 self._make_way(batch)
             else:
@@ -265,9 +269,12 @@ class SpoolFile:
                 result, changed = self._apply(operation, changed)
                 ids.append(result)
             self._writer.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
+            # What has been taken back gives its ids back too: the next record to have one may be awaited by nobody.
+            taken_back = {given for operation, given in zip(batch, ids, strict=False) if isinstance(operation, _Append)}
+            self._awaited -= taken_back
             raise
         self.contents = changed
         return ids
@@ -305,7 +312,8 @@ class SpoolFile:
             case _Refuse(spooled_id, why):
                 query = "UPDATE spooled SET refused = ? WHERE id = ? AND refused IS NULL"
                 changed = self._writer.execute(query, (why, spooled_id)).rowcount
-                return changed, replace(before, refused=before.refused + changed)
+                now_refused = before.refused + changed
+                return changed, replace(before, refused=now_refused, oldest_ms=_oldest_ms(self._writer))
 
     def _make_way(self, batch: Sequence[_Operation]) -> None:
         """On a full disk: refuse what wants room, and let what gives room have the reserve."""
@@ -321,40 +329,51 @@ class SpoolFile:
         self._reserve.unlink(missing_ok=True)
         try:
             results = self._transact(giving)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._fail(giving, error)
             return
         for operation, result in zip(giving, results, strict=True):
             operation.done.set_result(result)
         self._keep_reserve()
 
-    def _fail(self, batch: Sequence[_Operation], error: sqlite3.Error) -> None:
+    def _fail(self, batch: Sequence[_Operation], error: Exception) -> None:
         code: FailureCode = "full" if _is_full(error) else "failed"
-        if code == "failed" and self.failure is None:
-            self.failure = f"{self.path}: {error}"
-            log.error(
-                "spool_failed", path=str(self.path), error=str(error), hint="nothing more is spooled: see the disk"
-            )
+        if code == "failed" and isinstance(error, sqlite3.Error):
+            self._distrust(error)
         for operation in batch:
             operation.done.set_exception(SpoolFailed(code, str(error)))
+
+    def _distrust(self, error: Exception) -> None:
+        if self.failure is None:
+            self.failure = f"{self.path}: {error}"
+            hint = "nothing more is spooled there, nor drained from it: see the disk"
+            log.error("spool_failed", path=str(self.path), error=str(error), hint=hint)
 
     @property
     def has_reserve(self) -> bool:
         """Whether the room is there without which a full disk could not be drained."""
-        if not self._reserve.exists():
-            self._keep_reserve()
-        return self._reserve.exists()
+        return self._reserve_bytes() >= RESERVE_BYTES or self._keep_reserve()
 
-    def _keep_reserve(self) -> None:
-        if self._reserve.exists():
-            return
-        descriptor = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
+    def _reserve_bytes(self) -> int:
+        try:
+            return self._reserve.stat().st_size
+        except OSError:
+            return 0
+
+    def _keep_reserve(self) -> bool:
+        """Take the room if there is room, and return whether it is taken. A kill may have left a part of the file."""
+        try:
+            descriptor = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
+        except OSError:
+            return False
         try:
             os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
         except OSError:
             self._reserve.unlink(missing_ok=True)
+            return False
         finally:
             os.close(descriptor)
+        return True
 
 
 def read_only(path: Path, count: int = 1_000) -> Iterator[Spooled]:
@@ -430,7 +449,8 @@ def _contents(connection: sqlite3.Connection) -> Contents:
 
 
 def _oldest_ms(connection: sqlite3.Connection) -> int | None:
-    row = connection.execute("SELECT spooled_at_ms FROM spooled ORDER BY id LIMIT 1").fetchone()
+    query = "SELECT spooled_at_ms FROM spooled WHERE refused IS NULL ORDER BY id LIMIT 1"
+    row = connection.execute(query).fetchone()
     return None if row is None else int(row[0])
 
 
@@ -444,7 +464,7 @@ def _rows(connection: sqlite3.Connection, after: int, count: int, *, refused_too
         yield Spooled(number, record, spooled_at_ms, refused)
 
 
-def _is_full(error: sqlite3.Error) -> bool:
+def _is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
@@ -452,7 +472,8 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Return once what was made in the folder survives a power cut: a file is not there before its name is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,6 @@
 """One spool file: what `append` has returned is on disk, in order, and nobody else's."""
 
+import contextlib
 import signal
 import sqlite3
 import subprocess
@@ -132,6 +133,17 @@ def test_a_closed_file_takes_nothing(path: Path) -> None:
         file.append(record(), 1)
 
 
+def test_how_old_the_spool_is_does_not_count_what_kafka_refused(path: Path) -> None:
+    """It stays for a person: were it counted, the spool would take nothing more after KINGUIN_SPOOL__MAX_AGE_S."""
+    with SpoolFile(path) as file:
+        bad = file.append(record(1), 5)
+        file.refuse(bad, "MSG_SIZE_TOO_LARGE")
+        assert file.contents.oldest_ms is None
+        assert file.contents == look(path)
+        file.append(record(2), 5)
+        assert file.contents.oldest_ms is not None
+
+
 CHILD = """
     import sys
     from pathlib import Path
@@ -252,3 +264,43 @@ def test_those_who_fight_for_a_file_that_comes_and_goes_lose_nothing(path: Path)
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(fight, range(4))) > 20
     assert not path.exists()
+
+
+def test_an_id_that_was_taken_back_with_its_record_is_awaited_by_nobody(path: Path) -> None:
+    """SQLite gives it to the next record, which would else wait for a report that never comes."""
+    with SpoolFile(path) as file:
+        full = True
+        file._writer = Disk(file._writer, lambda s: sqlite3.SQLITE_FULL if full and s == "COMMIT" else None)  # type: ignore[assignment]
+        with pytest.raises(SpoolFailed, match="full"):
+            file.append(record(1), 5, awaited=True)
+        full = False
+        file.append(record(2), 5)
+        assert [spooled.record for spooled in file.oldest(10)] == [record(2)]
+
+
+def test_a_record_that_cannot_be_written_costs_nobody_else_the_spool(path: Path) -> None:
+    with SpoolFile(path) as file:
+        with pytest.raises(SpoolFailed, match="failed"):
+            file.append(OutgoingRecord("t", b"k", b"v", (), 2**70), 5)
+        file.append(record(1), 5)
+        assert [spooled.record for spooled in file.oldest(10)] == [record(1)]
+
+
+def test_a_reserve_that_a_kill_left_half_made_is_made_again(path: Path) -> None:
+    path.with_suffix(".reserve").touch()
+    with SpoolFile(path) as file:
+        assert file.has_reserve
+        assert path.with_suffix(".reserve").stat().st_size == spool_file.RESERVE_BYTES
+
+
+def test_what_cannot_be_read_is_said_once_and_left_as_it_is(path: Path) -> None:
+    with SpoolFile(path) as file:
+        file.append(record(1), 5)
+    with contextlib.closing(sqlite3.connect(path)) as hand:
+        hand.execute("UPDATE spooled SET headers = x'c1'")
+        hand.commit()
+    with SpoolFile(path) as file:
+        with pytest.raises(SpoolFailed):
+            file.oldest(10)
+        assert file.failure is not None
+    assert look(path).records == 1

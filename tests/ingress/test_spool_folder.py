@@ -1,0 +1,127 @@
+"""The spool as a folder: files of the dead beside one's own, and what is wrong with one is no matter of the others."""
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from kinguin_streams.ingress.settings import SpoolSettings
+from kinguin_streams.ingress.spool import Spool
+from kinguin_streams.ingress.spool_file import SpoolFailed, SpoolFile, look
+from kinguin_streams.schemas.outgoing import OutgoingRecord
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+
+def record(number: int) -> OutgoingRecord:
+    return OutgoingRecord("kinguin.order.status", f"key-{number}".encode(), b"v", (), 1_700_000_000_000 + number)
+
+
+def leave_behind(path: Path, *numbers: int) -> None:
+    with SpoolFile(path) as file:
+        for number in numbers:
+            file.append(record(number), 5)
+
+
+def test_files_of_the_dead_are_taken_over_and_offered_before_ones_own(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "a.spool", 1)
+    leave_behind(tmp_path / "b.spool", 2, 3)
+    spool = Spool(SpoolSettings(path=tmp_path))
+    try:
+        assert spool.waiting == 3
+        while (found := spool.oldest(10)) is not None:
+            file, waiting = found
+            file.remove([spooled.id for spooled in waiting])
+        spool.adopt()
+        assert len(list(tmp_path.glob("*.spool"))) == 1  # the one that is its own now
+    finally:
+        spool.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(b"no database at all, but a file of that name" * 100, id="another kind of file"),
+        pytest.param(b"SQLite format 3\x00" + b"\x00" * 5_000, id="a database that begins well"),
+    ],
+)
+def test_a_file_that_is_no_spool_is_left_as_it_is_and_holds_up_no_other(tmp_path: Path, broken: bytes) -> None:
+    (tmp_path / "a.spool").write_bytes(broken)
+    leave_behind(tmp_path / "b.spool", 1)
+    spool = Spool(SpoolSettings(path=tmp_path))
+    try:
+        found = spool.oldest(10)
+        assert found is not None
+        assert [spooled.record for spooled in found[1]] == [record(1)]
+        spool.append(record(2)).result(5)
+    finally:
+        spool.close()
+    assert (tmp_path / "a.spool").read_bytes() == broken
+
+
+def test_a_file_that_cannot_be_read_further_on_holds_up_no_other(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "a.spool", 1)
+    leave_behind(tmp_path / "b.spool", 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "b.spool")) as hand:
+        hand.execute("UPDATE spooled SET headers = x'c1'")
+        hand.commit()
+    spool = Spool(SpoolSettings(path=tmp_path))
+    try:
+        found = spool.oldest(10)
+        assert found is not None
+        assert [spooled.record for spooled in found[1]] == [record(1)]
+        assert spool.trouble() is None
+    finally:
+        spool.close()
+    assert look(tmp_path / "b.spool").records == 1
+
+
+def test_the_spool_is_bounded_by_its_bytes_and_takes_again_once_drained(tmp_path: Path) -> None:
+    spool = Spool(SpoolSettings(path=tmp_path, max_bytes=1_048_576))
+    large = OutgoingRecord("t", b"k", b"v" * 100_000, (), 0)  # eleven are over a mebibyte
+    try:
+        for _ in range(11):
+            spool.append(large).result(5)
+        with pytest.raises(SpoolFailed) as failed:
+            spool.append(large)
+        assert failed.value.code == "full"
+        assert "KINGUIN_SPOOL__MAX_BYTES" in str(failed.value)
+        assert spool.contents.bytes < 1_300_000
+        found = spool.oldest(100)
+        assert found is not None
+        found[0].remove([spooled.id for spooled in found[1]])
+        spool.append(large).result(5)
+    finally:
+        spool.close()
+
+
+def test_the_spool_takes_nothing_once_its_oldest_event_is_too_old_but_what_kafka_refused_does_not_count(
+    tmp_path: Path,
+) -> None:
+    spool = Spool(SpoolSettings(path=tmp_path, max_age_s=0.5))
+    try:
+        file = spool.files()[-1]
+        file.refuse(spool.append(record(1)).result(5), "too large")
+        time.sleep(0.6)
+        spool.append(record(2)).result(5)
+        spool.append(record(3)).result(5)
+        time.sleep(0.6)
+        with pytest.raises(SpoolFailed, match="KINGUIN_SPOOL__MAX_AGE_S"):
+            spool.append(record(4))
+    finally:
+        spool.close()
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no tmpfs at /dev/shm")
+def test_row_65_a_folder_that_a_restart_empties_is_refused_where_durability_is_required() -> None:
+    folder = Path("/dev/shm") / f"kinguin-test-{os.getpid()}"
+    try:
+        with pytest.raises(OperatorError) as refused:
+            Spool(SpoolSettings(path=folder, require_durable=True))
+        assert refused.value.code == "spool_not_durable"
+        Spool(SpoolSettings(path=folder)).close()  # elsewhere it is a warning
+    finally:
+        folder.rmdir()
