@@ -5,11 +5,14 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kinguin_streams.cli.options import Json
+
+if TYPE_CHECKING:
+    from kinguin_streams.cluster.publisher import KafkaPublisher
 
 app = typer.Typer(no_args_is_help=True, help="See and empty the events that wait on disk for Kafka.")
 
@@ -70,13 +73,17 @@ def drain(
     publisher = wiring.publisher(settings, client_id="kinguin-streams-spool-drain")
     spool = Spool(settings.spool)
     at_first = spool.waiting
-    drainer = Drain(spool, publisher, Breaker(), settings.ingress.queue_records)
+    breaker = Breaker()
+    drainer = Drain(spool, publisher, breaker, settings.ingress.queue_records)
+    any_topic = wiring.topics(settings).name("order.status")
     drainer.start()
     deadline_s = time.monotonic() + timeout_s
     with output.progress("draining") as update:
         while spool.waiting and time.monotonic() < deadline_s:
             update(at_first - spool.waiting, at_first, "")
             time.sleep(0.1)
+            if breaker.state == "open" and _answers(publisher, any_topic):
+                breaker.answered()
     drainer.stop(0)
     publisher.close(timeout_s=5)
     left = spool.waiting
@@ -84,6 +91,19 @@ def drain(
     _say_drained(drainer.drained, left, as_json=as_json)
     if left:
         raise typer.Exit(1)
+
+
+def _answers(publisher: "KafkaPublisher", topic: str) -> bool:
+    """Return whether Kafka answers a question about a topic, be it that there is none."""
+    from kinguin_streams.cluster.publisher import PublishFailed, TopicMissing
+
+    try:
+        publisher.partitions(topic, 1.0)
+    except TopicMissing:
+        return True
+    except PublishFailed:
+        return False
+    return True
 
 
 def _say_drained(drained: int, left: int, *, as_json: bool) -> None:

@@ -55,30 +55,45 @@ class Drain:
         while not self._stopping.is_set():
             self._spool.arrived.wait(TURN_S)
             self._spool.arrived.clear()
-            if time.monotonic() - self._adopted_at_s >= ADOPT_EVERY_S:
-                self._adopted_at_s = time.monotonic()
-                self._spool.adopt()
-            while not self._stopping.is_set() and self._breaker.state != "open" and self._drain_batch():
-                pass
+            try:
+                self._turn()
+            except Exception as error:
+                log.error("spool_drain_failed", exc_info=error)
+                self._stopping.wait(TURN_S)
+
+    def _turn(self) -> None:
+        if time.monotonic() - self._adopted_at_s >= ADOPT_EVERY_S:
+            self._adopted_at_s = time.monotonic()
+            self._spool.adopt()
+        while not self._stopping.is_set() and self._breaker.state != "open" and self._drain_batch():
+            pass
 
     def _drain_batch(self) -> bool:
         """Send the oldest records; return whether to go on with the next ones at once."""
-        # Of a Kafka that has only just answered, one record first.
-        count = self._batch_records if self._breaker.state == "closed" else 1
-        found = self._spool.oldest(count)
+        found = self._spool.oldest(self._batch_records)
         if found is None:
             return False
+        # To a Kafka that has only just answered, one record first.
+        at_most = self._batch_records if self._breaker.state == "closed" else 1
         file, waiting = found
         sent: list[tuple[Spooled, Future[PublishFailed | None]]] = []
-        for spooled in waiting:
-            try:
-                sent.append((spooled, self._publisher.send(spooled.record)))
-            except PublishFailed as failed:
-                if failed.code == "refused":
-                    self._refused(file, spooled, failed)
-                    continue
-                break
+        held_up: set[str] = set()
         try:
+            for spooled in waiting:
+                if spooled.record.topic in held_up:
+                    continue
+                if len(sent) == at_most:
+                    break
+                try:
+                    sent.append((spooled, self._publisher.send(spooled.record)))
+                except PublishFailed as failed:
+                    if failed.code == "refused":
+                        self._refused(file, spooled, failed)
+                    elif failed.code == "not_delivered":  # a topic that is not there is no trouble of the others
+                        held_up.add(spooled.record.topic)
+                    else:
+                        self._breaker.waited_in_vain(time.monotonic())
+                        break
             return self._settle(file, sent)
         except SpoolFailed as failed:
             # Kafka has them, and they are sent again: twice is allowed, never is not.
@@ -102,8 +117,9 @@ class Drain:
             self._breaker.confirmed(time.monotonic())
             if not self._spool.waiting:
                 log.info("spool_drained", records=self.drained)
-        if failures or not sent:
+        if failures:
             self._breaker.waited_in_vain(time.monotonic())
+        if failures or not sent:
             self._stopping.wait(TURN_S)
         return bool(delivered)
 
@@ -111,7 +127,8 @@ class Drain:
         """Return what Kafka says; a report comes, if only to say that the record was given up."""
         while True:
             try:
-                return report.result(TURN_S)
+                # One turn for all that is in flight, not one for each, once the process has been told to stop.
+                return report.result(0 if self._stopping.is_set() else TURN_S)
             except TimeoutError:
                 self._breaker.waited_in_vain(time.monotonic())
                 if self._stopping.is_set():

@@ -71,13 +71,22 @@ class Keeper:
         try:
             failure = yield from self._report(report, deadline_s)
         except TimeoutError:
+            report.add_done_callback(self._came_late)
             without = NotKept("kafka_no_report", "no delivery report in time")
             return (yield from self._spool(record, report, deadline_s, without))
         if failure is None:
-            if self.breaker.confirmed(time.monotonic()):
-                log.info("kafka_back")
+            self._confirmed()
             return "kafka"
         return (yield from self._after(failure, record, deadline_s))
+
+    def _confirmed(self) -> None:
+        if self.breaker.confirmed(time.monotonic()):
+            log.info("kafka_back")
+
+    def _came_late(self, report: "Future[PublishFailed | None]") -> None:
+        """Late is not never: without this, Kafka would count as away until the next webhook."""
+        if report.result() is None:
+            self._confirmed()
 
     def _report(self, report: "Future[PublishFailed | None]", deadline_s: float) -> Steps[PublishFailed | None]:
         """End with what Kafka says of the record. Raises TimeoutError once waiting longer makes no sense."""

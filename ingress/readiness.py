@@ -90,6 +90,8 @@ class Readiness:
             for name in self._names:
                 self._publisher.partitions(name, METADATA_TIMEOUT_S)
         except TopicMissing as missing:
+            # Kafka is there: the events of the other topics need not wait until this one is.
+            self._keeper.breaker.answered()
             return Check(ok=False, detail=str(missing))
         except PublishFailed as failed:
             if self._proven and self._keeper.spool is not None:
