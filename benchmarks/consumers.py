@@ -33,6 +33,7 @@ from kinguin_streams.schemas.events import OrderStatus, StoreName
 from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import topics
 from kinguin_streams.schemas.versions import shipped
+from kinguin_streams.telemetry.traces import PassedOn
 
 TOPIC = "kinguin.order.status"
 PEERS = ("decode", "order-state")
@@ -132,6 +133,7 @@ def run_order_state(bootstrap_servers: str, records: int) -> dict[str, float]:
             decoder=Decoder(),
             encoder=Encoder(),
             publisher=Mock(),  # for dead letters, of which there are none
+            traces=PassedOn(),
         )
         measured: dict[str, float] = {}
 

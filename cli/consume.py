@@ -56,6 +56,7 @@ def _consume(projection: "Projection", state_url: str | None) -> None:
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.consumers.store import StateStore
     from kinguin_streams.telemetry.logs import configure
+    from kinguin_streams.telemetry.traces import traces
 
     settings = load(state={"url": state_url})
     configure(settings.log.level, settings.log.format)
@@ -70,6 +71,7 @@ def _consume(projection: "Projection", state_url: str | None) -> None:
             decoder=wiring.decoder(settings),
             encoder=wiring.dead_letter_encoder(settings),
             publisher=publisher,
+            traces=traces(f"kinguin-streams-{projection.name}"),
         )
         interrupted = False
 

@@ -33,6 +33,7 @@ def ingress(
     from kinguin_streams.ingress.spool import Spool
     from kinguin_streams.telemetry.logs import configure
     from kinguin_streams.telemetry.operator_error import OperatorError
+    from kinguin_streams.telemetry.traces import traces
 
     given = {"host": host, "port": port, "admin_port": admin_port, "on_invalid": on_invalid}
     given |= {"server": server, "reuse_port": reuse_port}
@@ -53,6 +54,15 @@ def ingress(
     except OperatorError as unusable:
         raise ConfigurationError((f"KINGUIN_SPOOL__PATH: {unusable}",)) from unusable
     publisher = wiring.publisher(settings, client_id="kinguin-streams-ingress")
-    process = Server(settings.ingress, publisher, wiring.topics(settings), encoder, spool, read_secrets)
+    process = Server(
+        settings.ingress,
+        publisher,
+        wiring.topics(settings),
+        encoder,
+        spool,
+        read_secrets,
+        traces("kinguin-streams-ingress"),
+        settings.log.request_every,
+    )
     if code := process.run():
         raise typer.Exit(code)

@@ -78,6 +78,9 @@ class LogSettings(BaseModel):
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: LogFormat = Field(default="auto", description="auto: JSON unless stderr is a terminal")
+    request_every: int = Field(
+        default=100, ge=0, description="of requests that went well, or were refused, log one in so many; 0: none"
+    )
 
 
 class Settings(BaseSettings):

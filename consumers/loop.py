@@ -1,6 +1,6 @@
 """The loop: Kafka to state. A thin shell around sort_out and StateStore.apply.
 
-The order of the lines in `_take_effect` is the guarantee: a dead letter is in Kafka before its record counts as done, and
+The order of the lines in `_apply` is the guarantee: a dead letter is in Kafka before its record counts as done, and
 an offset moves together with what it stands for, in the state's own transaction. Kafka's committed offsets are written
 afterwards, for lag tools, and never read.
 """
@@ -24,6 +24,7 @@ from kinguin_streams.schemas.codec import Decoder, RecordEncoder, RegistryNeeded
 from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.telemetry.operator_error import OperatorError
+from kinguin_streams.telemetry.traces import Traces
 
 log = structlog.get_logger()
 
@@ -62,8 +63,10 @@ class ConsumeLoop:
         decoder: Decoder,
         encoder: RecordEncoder,
         publisher: Publisher,
+        traces: Traces,
     ) -> None:
         """store: of the same projection. encoder, publisher: for dead letters."""
+        self._traces = traces
         self._projection = projection
         self._topics = topics
         self._settings = settings
@@ -161,7 +164,13 @@ class ConsumeLoop:
     def _take_effect(self, consumer: Consumer, messages: list[Message]) -> None:
         if not messages:
             return
-        batch = self._sort_out(messages)
+        with self._traces.processing(self._projection.name, messages) as span:
+            batch = self._sort_out(messages)
+            self._apply(batch)
+            span.ended("applied", failed=False)
+        self._hold(consumer, batch)
+
+    def _apply(self, batch: Batch) -> None:
         self._publish_dead_letters(batch)
         advances = [
             Advance(self._sources[part], self._next[self._sources[part]], next_offset)
@@ -174,7 +183,6 @@ class ConsumeLoop:
         self._uncommitted.update(batch.next_offsets)
         self.applied += len(batch.received)
         self.dead_lettered += len(batch.dead_letters)
-        self._hold(consumer, batch)
 
     def _sort_out(self, messages: list[Message]) -> Batch:
         try:

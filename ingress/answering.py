@@ -25,6 +25,7 @@ from kinguin_streams.ingress.exchange import Answer, Asked
 from kinguin_streams.ingress.keeper import KafkaRefuses, NotKept, Where
 from kinguin_streams.ingress.ledger import OTHER, Entry, Ledger
 from kinguin_streams.ingress.problems import Problem, invalid_webhook_detail
+from kinguin_streams.ingress.request_log import RequestLog
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.ingress.waiting import Steps
@@ -32,6 +33,7 @@ from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.events import DeadLetter, Event, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import Topics
+from kinguin_streams.telemetry.traces import TraceHeaders, Traces
 
 log = structlog.get_logger()
 
@@ -96,20 +98,24 @@ class Webhooks:
     stripped_headers: StrippedHeaders
     vigil: Vigil
     deadline_s: float
+    request_log: RequestLog
+    traces: Traces
     now_ms: Clock = _now_ms
 
     def answer(self, asked: Asked) -> Steps[Answer]:
         """End with the answer: a 2xx only once what was sent is durable, in Kafka or in the spool. Raises nothing."""
         # An id of our own; one from outside would not be trusted. Time-ordered, so that log lines sort by it.
         request_id = str(uuid_utils.uuid7())
+        entry = Entry()
         try:
-            with self.ledger.request() as entry:
+            with self.ledger.request(entry):
                 answer = yield from self._answer(asked, entry, request_id)
         except Problem as problem:
             answer = problems.answer(problem, request_id)
         except Exception as error:
             log.error("internal_error", request_id=request_id, exc_info=error)
             answer = problems.answer(Problem("internal_error"), request_id)
+        self.request_log.ended(asked, entry, answer.status, request_id)
         return Answer(answer.status, ((REQUEST_ID_HEADER, request_id), *answer.headers), answer.body)
 
     def _answer(self, asked: Asked, entry: Entry, request_id: str) -> Steps[Answer]:
@@ -160,18 +166,23 @@ class Webhooks:
         return store
 
     def _keep(self, asked: Asked, record: Event | DeadLetter, entry: Entry, request_id: str) -> Steps[Where]:
-        sending = outgoing(record, self.topics, self.encoder, asked.header("traceparent"))
-        try:
-            where = yield from self.keeper.keep(sending, asked.arrived_s + self.deadline_s)
-        except NotKept as failed:
-            self.ledger.publish_failed(failed.code)
-            entry.reason = failed.code
-            log.error("not_kept", request_id=request_id, topic=sending.topic, code=failed.code, error=str(failed))
-            self.vigil.answered(failed=True)
-            raise Problem("unavailable", headers=_COME_AGAIN) from failed
+        topic = self.topics.name(record.record_name)
+        came_with = TraceHeaders(asked.header("traceparent"), asked.header("tracestate"))
+        with self.traces.sending(topic, came_with) as span:
+            began_s = time.perf_counter()
+            try:
+                sending = outgoing(record, self.topics, self.encoder, *span.headers)
+                where = yield from self.keeper.keep(sending, asked.arrived_s + self.deadline_s)
+            except NotKept as failed:
+                span.ended(failed.code, failed=True)
+                self.ledger.publish_failed(failed.code)
+                entry.reason = failed.code
+                log.error("not_kept", request_id=request_id, topic=topic, code=failed.code, error=str(failed))
+                self.vigil.answered(failed=True)
+                raise Problem("unavailable", headers=_COME_AGAIN) from failed
+            span.ended(where, failed=False)
         self.vigil.answered(failed=False)
-        if where == "kafka":
-            self.ledger.published(sending.topic)
+        self.ledger.kept(topic, where, time.perf_counter() - began_s)
         return where
 
     def _dead_letter(self, asked: Asked, dead_letter: DeadLetter, entry: Entry, request_id: str) -> Steps[Answer]:

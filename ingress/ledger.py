@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kinguin_streams.ingress.keeper import Where
 from kinguin_streams.schemas.events import EVENT_NAMES
 
 Outcome = Literal["acked", "spooled", "dead_lettered", "refused", "ping"]
@@ -85,16 +86,23 @@ class Ledger(Collector):
             buckets=(128, 256, 512, 1024, 4096, 16_384, 65_536),
         )
 
+        self._kept = Histogram(
+            "kinguin_ingress_publish_duration_seconds",
+            "From a decision to the confirmation, by Kafka or by the disk.",
+            labelnames=("where",),
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+        )
+
     @contextmanager
-    def request(self) -> Iterator[Entry]:
+    def request(self, entry: Entry) -> Iterator[None]:
         """Open an entry for one request and close it with whatever outcome it has at the end, exceptions included."""
-        entry = Entry()
         started_s = time.perf_counter()
         with self._lock:
             self._received += 1
             self._in_flight += 1
         try:
-            yield entry
+            yield
         finally:
             with self._lock:
                 self._in_flight -= 1
@@ -108,10 +116,12 @@ class Ledger(Collector):
         """Note the size of a body."""
         self._body.observe(size_bytes)
 
-    def published(self, topic: str) -> None:
-        """Note a record that Kafka has confirmed."""
-        with self._lock:
-            self._published[topic] += 1
+    def kept(self, topic: str, where: Where, seconds: float) -> None:
+        """Note a record that Kafka or the disk has confirmed, and how long that took."""
+        if where == "kafka":
+            with self._lock:
+                self._published[topic] += 1
+        self._kept.labels(where).observe(seconds)
 
     def publish_failed(self, code: str) -> None:
         """Note a record that neither Kafka nor the spool has taken, or that Kafka will never take."""

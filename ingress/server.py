@@ -21,8 +21,10 @@ from kinguin_streams.ingress.keeper import Keeper
 from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.listening import listen
 from kinguin_streams.ingress.openapi import document
+from kinguin_streams.ingress.process_metrics import ProcessMetrics
 from kinguin_streams.ingress.readiness import Readiness
 from kinguin_streams.ingress.reload import ReadSecrets, SecretsReload
+from kinguin_streams.ingress.request_log import RequestLog
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.settings import IngressSettings
 from kinguin_streams.ingress.spool import Spool
@@ -31,6 +33,7 @@ from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.telemetry.operator_error import OperatorError
+from kinguin_streams.telemetry.traces import Traces
 
 log = structlog.get_logger()
 
@@ -68,6 +71,8 @@ class Server:
     encoder: Encoder
     spool: Spool | None
     read_secrets: ReadSecrets
+    traces: Traces
+    log_every: int
 
     def __post_init__(self) -> None:
         """Bind both ports. Raises OperatorError("port_taken") before anything is served."""
@@ -79,6 +84,7 @@ class Server:
             spool_timeout_s=self.spool.timeout_s if self.spool is not None else 0.0,
             max_patient=self._max_patient,
         )
+        ProcessMetrics(self.publisher, self.ledger.registry)
         self._drain: Drain | None = None
         if self.spool is not None:
             breaker = self._keeper.breaker
@@ -103,6 +109,8 @@ class Server:
             on_invalid=self.settings.on_invalid,
             stripped_headers=StrippedHeaders(),
             deadline_s=self.settings.deadline_s,
+            request_log=RequestLog(self.log_every),
+            traces=self.traces,
         )
         host, port = self.settings.host, self.settings.port
         listener = listen(host, port, "KINGUIN_INGRESS__PORT", shared=self.settings.reuse_port)

@@ -11,6 +11,8 @@ from kinguin_streams.schemas.topics import Topics
 CONTENT_TYPE = b"application/avro"
 # W3C Trace Context, version 00: what does not match is dropped, as the recommendation says.
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# What it may hold is the vendors' affair; that it is short and printable is ours.
+_TRACESTATE = re.compile(r"[ -~\t]{1,512}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,17 @@ class OutgoingRecord:
     timestamp_ms: int
 
 
-def outgoing(record: Record, topics: Topics, encoder: RecordEncoder, traceparent: str | None = None) -> OutgoingRecord:
+def outgoing(
+    record: Record,
+    topics: Topics,
+    encoder: RecordEncoder,
+    traceparent: str | None = None,
+    tracestate: str | None = None,
+) -> OutgoingRecord:
     """Return the record as it goes into its topic.
 
     Headers follow the CloudEvents 1.0 Kafka binding in binary mode: ce_time is when the sender says the change
-    happened, ce_subject is the record key. traceparent is passed on if it is a valid one.
+    happened, ce_subject is the record key. traceparent is passed on if it is a valid one, and tracestate with it.
     """
     headers = [
         ("ce_specversion", b"1.0"),
@@ -41,6 +49,8 @@ def outgoing(record: Record, topics: Topics, encoder: RecordEncoder, traceparent
     ]
     if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
         headers.append(("traceparent", traceparent.encode()))
+        if tracestate is not None and _TRACESTATE.fullmatch(tracestate):
+            headers.append(("tracestate", tracestate.encode()))
     return OutgoingRecord(
         topic=topics.name(record.record_name),
         key=record.key.encode(),

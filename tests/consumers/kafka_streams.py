@@ -24,6 +24,7 @@ from kinguin_streams.schemas.codec import Decoder, Encoder, RecordEncoder
 from kinguin_streams.schemas.events import DeadLetter, Record, RecordName
 from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import Topics, topics
+from kinguin_streams.telemetry.traces import PassedOn
 from tests.consumers.databases import state_settings
 
 PATIENCE_S = 30.0
@@ -166,6 +167,7 @@ class RunningLoop:
             decoder=decoder or Decoder(),
             encoder=encoder or Encoder(),
             publisher=self._publisher,
+            traces=PassedOn(),
         )
         self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run)

@@ -13,6 +13,7 @@ from kinguin_streams.ingress.answering import Keeps, StrippedHeaders, Webhooks
 from kinguin_streams.ingress.app import make_app
 from kinguin_streams.ingress.keeper import KafkaRefuses, NotKept, Where
 from kinguin_streams.ingress.ledger import Ledger
+from kinguin_streams.ingress.request_log import RequestLog
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.ingress.waiting import Steps
@@ -20,6 +21,7 @@ from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import DeadLetter, Record
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.schemas.topics import topics
+from kinguin_streams.telemetry.traces import PassedOn
 from tests.ingress.running_ingress import SECRET, Answer, assert_balanced, call_wsgi, order_status, samples
 
 INTERNALS = "/opt/secret-path/broker.py line 7: password=hunter2"
@@ -61,6 +63,8 @@ def application(keeper: Keeps, ledger: Ledger, encoder: Encoder | None = None) -
             on_invalid="accept",
             stripped_headers=StrippedHeaders(),
             deadline_s=5,
+            request_log=RequestLog(0),
+            traces=PassedOn(),
         )
     )
 
