@@ -20,11 +20,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from kinguin_streams.cluster import local_broker
+from kinguin_streams.cluster import local_broker, local_config
 from kinguin_streams.cluster.local_broker import LocalBroker
 from kinguin_streams.cluster.settings import LocalSettings
 from kinguin_streams.telemetry.operator_error import OperatorError
 from tests import apicurio as apicurio_registry
+from tests.slow_line import SlowLine
 
 IMAGE = "apache/kafka:4.3.1"
 START_ATTEMPTS = 3  # a free port may be gone by the time Java binds it
@@ -115,6 +116,52 @@ def kafka_factory(pytestconfig: pytest.Config) -> Iterator[StartBroker]:
         yield start
     finally:
         start.stop_all()
+
+
+@dataclass(frozen=True)
+class OwnKafka:
+    """A broker that no other worker uses. Who stops it lets it go on again; nobody kills it."""
+
+    broker: LocalBroker
+    line: SlowLine
+    """The way to it that can be made slow."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return self.broker.bootstrap_servers
+
+    @property
+    def slow_bootstrap_servers(self) -> str:
+        """Where a client enters that is to stay on the slow line."""
+        return f"127.0.0.1:{self.line.port}"
+
+
+@pytest.fixture(scope="session")
+def own_kafka(pytestconfig: pytest.Config) -> Iterator[OwnKafka]:
+    """A broker of this worker's own, to be paused or put behind a slow line; starting one for each test takes 3 s."""
+    behind_the_line = free_port()
+    start = StartBroker(_run_dir(pytestconfig))
+    data_dir = Path(tempfile.mkdtemp(prefix="own-kafka-", dir=_run_dir(pytestconfig)))
+    plain = local_config.server_properties
+    with SlowLine(behind_the_line) as line:
+        # A second way in, which the broker advertises to those who came in by it.
+        added = {
+            "listeners": f",SLOW://127.0.0.1:{behind_the_line}",
+            "advertised.listeners": f",SLOW://127.0.0.1:{line.port}",
+            "listener.security.protocol.map": ",SLOW:PLAINTEXT",
+        }
+
+        def with_slow_line(**settings: Any) -> str:
+            entries = plain(**settings).splitlines()
+            return "".join(f"{entry}{added.get(entry.partition('=')[0], '')}\n" for entry in entries)
+
+        try:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(local_config, "server_properties", with_slow_line)
+                broker = start(data_dir)
+            yield OwnKafka(broker, line)
+        finally:
+            start.stop_all()
 
 
 @pytest.fixture

@@ -1,0 +1,240 @@
+"""What the fault tests of the ingress share: a witness on disk, a Kafka that stops or dies, and the invariants.
+
+The witness is a ledger file with one line an answer, fsynced before anybody counts the answer; what stands there is all that
+`assert_invariants` knows of what was promised.
+"""
+
+import logging
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from kinguin_streams.cluster.local_broker import LocalBroker
+from kinguin_streams.consumers import order_state
+from kinguin_streams.consumers.projection import Received, StateKey
+from kinguin_streams.schemas.events import ProductUpdate
+from kinguin_streams.simulator.ledger import FileLedger, LedgerEntry, acked_webhooks, read_ledger
+from kinguin_streams.simulator.plan import plan_deliveries
+from kinguin_streams.simulator.sender import Sender, SenderSettings
+from kinguin_streams.simulator.witness import recompute
+from tests.ingress.running_ingress import (
+    EVENT_TOPICS,
+    SECRET,
+    Answer,
+    Connection,
+    Kept,
+    RunningIngress,
+    assert_balanced,
+    new_id,
+    order_status,
+    wait_until,
+)
+
+log = logging.getLogger(__name__)
+
+START_OF_PLAN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class Witness:
+    """Posts, and has each answer on disk before it returns it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._numbers = iter(range(1_000_000_000))
+
+    def entries(self) -> list[LedgerEntry]:
+        """Return what was sent and answered so far."""
+        return list(read_ledger(self._file))
+
+    def post(self, running: RunningIngress, bodies: Sequence[bytes], *, clients: int = 8) -> list[Answer]:
+        """Post order.status webhooks over some connections at once; return the answers in the order of the bodies."""
+        with FileLedger(self._file, fsync=True) as ledger:
+
+            def client(number: int) -> list[Answer]:
+                connection, answers = Connection(running.port), []
+                try:
+                    for body in bodies[number::clients]:
+                        answer: Answer | None = None
+                        try:
+                            answer = connection.exchange(running.webhook(body))
+                            answers.append(answer)
+                        finally:
+                            status = None if answer is None else answer.status
+                            ledger.record(LedgerEntry(next(self._numbers), "order.status", "default", body, status, 1))
+                finally:
+                    connection.close()
+                return answers
+
+            with ThreadPoolExecutor(clients) as pool:
+                shares = list(pool.map(client, range(clients)))
+        return [shares[number % clients][number // clients] for number in range(len(bodies))]
+
+    @contextmanager
+    def sender(self, port: int, posts: int, *, broken: float = 0.0, rate_per_s: float = 0.0) -> Iterator[Sender]:
+        """Run the simulated sender: 8 clients that come again until each webhook has its 2xx."""
+        settings = SenderSettings(
+            target=f"http://127.0.0.1:{port}",
+            secret=SECRET,
+            clients=8,
+            rate_per_s=rate_per_s,
+            timeout_s=10,
+            retry_waits_s=(0.2,) * 200,
+            disable_after=100_000,
+        )
+        with FileLedger(self._file, fsync=True) as ledger:
+            plan = plan_deliveries(uuid4().int % 2**32, start=START_OF_PLAN, count=posts, broken=broken)
+            sender = Sender(settings, plan, total=posts, ledger=ledger)
+            sender.start()
+            try:
+                yield sender
+                assert sender.wait(240), "the sender did not come to its end"
+            finally:
+                sender.stop()
+                sender.wait(60)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the invariants found."""
+
+    acked: int
+    """Distinct events."""
+    landed: int
+    """Distinct events."""
+    copies: int
+    """Records beyond the first one of each event."""
+    answers: "Counter[int | None]"
+    letters: int
+    """Distinct dead letters."""
+
+
+def assert_invariants(witness: Witness, running: RunningIngress, *, room: bool = True) -> Outcome:
+    """Assert I1 to I6 of what was sent through the witness; the topics hold nothing else, and the spool is empty by now.
+
+    I1 every 2xx is in its topic. I2 nothing is there that was not sent. I3 nothing is there that only got a 4xx. I4 copies of
+    an event are the same event. I5 the state that a consumer folds is the one recomputed from the distinct events. I6 there
+    was no 500 and, as long as there was room to keep events, no answer but a 2xx.
+    room: whether the spool was on and had room all the time.
+    """
+    entries = witness.entries()
+    acked = recompute(acked_webhooks(entries))
+    sent = recompute({(entry.store, entry.event, entry.body) for entry in entries})
+    refused = {entry.body for entry in entries if entry.status is not None and 400 <= entry.status < 500}
+    refused -= {entry.body for entry in entries if entry.acked}
+    landed: list[Kept] = []
+    wait_for_leaders(running)
+    for name in EVENT_TOPICS:
+        kept = running.log.new(name)
+        ids = {record.headers["ce_id"].decode() for record in kept}
+        assert acked.topics[name] - ids == set(), "I1"
+        assert ids - sent.topics[name] == set(), "I2"
+        landed += kept
+    assert refused & {record.record.raw for record in landed} == set(), "I3"
+    by_id: dict[str, Any] = {}
+    for record in landed:
+        said = msgspec.structs.replace(record.record, received_at_ms=0)
+        assert record.headers["ce_id"].decode() == said.event_id, "I4"
+        assert by_id.setdefault(said.event_id, said) == said, "I4"
+    assert _folded(landed) == {
+        order: (facts["status"], facts["updatedAt"])
+        for order, facts in recompute(
+            {(event.store, event.record_name, event.raw) for event in by_id.values()}
+        ).orders.items()
+    }, "I5"
+    statuses = Counter(entry.status for entry in entries)
+    assert statuses[500] == 0, "I6"
+    if room:
+        assert {status for status in statuses if status is not None and not 200 <= status < 300} == set(), "I6"
+    letters = {letter.body for letter in running.log.dead_letters()}
+    assert len(acked.refused) == len(letters), "I1, of dead letters"
+    acked_ids = {event_id for ids in acked.topics.values() for event_id in ids}
+    outcome = Outcome(len(acked_ids), len(by_id), len(landed) - len(by_id), statuses, len(letters))
+    log.info("%s", outcome)
+    return outcome
+
+
+def wait_for_leaders(running: RunningIngress) -> None:
+    """Return once the topics can be read: a broker that was paused is without its partitions for a moment."""
+
+    def have_leaders() -> bool:
+        known = running.log._consumer.list_topics(timeout=10).topics
+        ours = [known[running.log._topics.name(name)] for name in EVENT_TOPICS]
+        return all(partition.leader >= 0 for topic in ours for partition in topic.partitions.values())
+
+    wait_until(have_leaders, 20, "partitions that have a leader")
+
+
+def _folded(landed: Sequence[Kept]) -> dict[tuple[str, str], tuple[str | None, int | None]]:
+    """Return the state of the orders that our own fold makes of the log, copies included."""
+    states: dict[StateKey, order_state.OrderState] = {}
+    for kept in landed:
+        event = kept.record
+        if isinstance(event, ProductUpdate):
+            continue
+        message = kept.message
+        at = (message.topic() or "", message.partition() or 0, message.offset() or 0)
+        key = order_state.order_key(event)
+        states[key] = order_state.fold(states.get(key), Received(event, *at, event.received_at_ms))
+    views = {key: order_state.view(key, state) for key, state in states.items()}
+    return {(key.store, key.id): (view.status, view.updated_at_ms) for key, view in views.items()}
+
+
+def spooled(running: RunningIngress) -> float:
+    """Return how many events wait on disk, by a scrape whose ledger must balance."""
+    metrics = running.metrics()
+    assert_balanced(metrics)
+    return metrics["kinguin_ingress_spool_events", ()]
+
+
+def wait_until_drained(running: RunningIngress, timeout_s: float = 60.0) -> None:
+    wait_until(lambda: spooled(running) == 0, timeout_s, "an empty spool")
+
+
+@contextmanager
+def stalled(broker: LocalBroker) -> Iterator[None]:
+    """Stop the broker as a machine that hangs does: connections stay, nobody answers."""
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(broker.pid, signal.SIGCONT)
+
+
+def fill_spool(witness: Witness, running: RunningIngress, broker: LocalBroker, count: int) -> list[bytes]:
+    """Have so many events on disk: post them while Kafka is stalled. It is up again afterwards, so they drain at once."""
+    bodies = [order_status(new_id()) for _ in range(count)]
+    with stalled(broker):
+        assert {answer.status for answer in witness.post(running, bodies)} == {204}
+    return bodies
+
+
+def kill(running: RunningIngress) -> None:
+    """End it as a crash does."""
+    running.process.kill()
+    running.process.wait()
+    running.log.close()
+
+
+def end(running: RunningIngress) -> None:
+    """Leave no process behind, whatever the test came to."""
+    if running.process.poll() is None:
+        running.process.kill()
+        running.process.wait()
+    running.log.close()
+
+
+def resident_bytes(process_id: int) -> int:
+    """Return the memory that a process has in RAM."""
+    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
