@@ -66,6 +66,11 @@ class Spool:
         return self._settings.timeout_s
 
     @property
+    def max_bytes(self) -> int:
+        """Beyond how many bytes no event is taken."""
+        return self._settings.max_bytes
+
+    @property
     def contents(self) -> Contents:
         """What waits in all files of this process."""
         found = _EMPTY

@@ -29,6 +29,7 @@ class SpoolMetrics(Collector):
             ("kinguin_ingress_spool_events", "Events on disk, waiting for Kafka.", contents.records - contents.refused),
             ("kinguin_ingress_spool_refused_events", "Events on disk that Kafka will never take.", contents.refused),
             ("kinguin_ingress_spool_bytes", "Bytes of all events on disk.", contents.bytes),
+            ("kinguin_ingress_spool_limit_bytes", "Bytes beyond which no event is taken.", self._spool.max_bytes),
             ("kinguin_ingress_spool_oldest_age_seconds", "How long the oldest event has been on disk.", age_s),
             ("kinguin_ingress_spool_usable", "Whether the spool takes events.", self._spool.trouble() is None),
             ("kinguin_ingress_kafka_away", "Whether events go to the spool at once.", self._breaker.state != "closed"),
