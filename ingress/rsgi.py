@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Final, Protocol
 
-from granian.rsgi import ProtocolError
+from granian.rsgi import ProtocolClosed
 
 from kinguin_streams.ingress.answering import Webhooks
 from kinguin_streams.ingress.decide import MAX_BODY_BYTES
@@ -19,7 +19,10 @@ from kinguin_streams.ingress.waiting import InLoop
 UNREADABLE: Final = "\ufffd".encode().decode("latin-1")
 """What stands for a header value that is not visible ASCII: granian does not hand its bytes over. It is never a secret or a
 known event, for those are visible ASCII."""
+# What the server itself says of what it cannot read, without a body, as granian does where it sees it first.
+BAD_REQUEST: Final = 400
 REQUEST_TIMEOUT: Final = 408
+NOT_IMPLEMENTED: Final = 501
 
 
 class Headers(Protocol):
@@ -85,9 +88,10 @@ class RsgiApp:
         self._reading[task] = time.monotonic()
         try:
             body = await _body(headers, protocol)
-        except ProtocolError:
-            return  # the client went away in the middle of its request
-        except asyncio.CancelledError:
+        except _Unreadable as unreadable:
+            protocol.response_empty(unreadable.status, [("Connection", "close")])
+            return
+        except asyncio.CancelledError:  # by cut_off_slow
             protocol.response_empty(REQUEST_TIMEOUT, [("Connection", "close")])
             return
         finally:
@@ -120,18 +124,28 @@ def read_headers(headers: Headers) -> Mapping[str, str]:
     return found
 
 
+class _Unreadable(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 async def _body(headers: Mapping[str, str], protocol: HttpProtocol) -> bytes | None:
     """Return the body, or None if it is too large; a chunked one is read up to the first chunk over the limit.
 
-    Raises granian.rsgi.ProtocolError if it is not whole.
+    Raises _Unreadable if it is not whole, or of a coding that nobody here undoes.
     """
-    announced = headers.get("content-length")
-    if announced is not None:
-        if int(announced) > MAX_BODY_BYTES:
+    coding = headers.get("transfer-encoding")
+    if coding is None:
+        announced = int(headers.get("content-length", 0))  # granian has refused what is no number
+        if announced > MAX_BODY_BYTES:
             return None
-        return await protocol() if int(announced) else b""
-    if "transfer-encoding" not in headers:
-        return b""
+        try:
+            return await protocol() if announced else b""
+        except ProtocolClosed as closed:  # by the client, which hears nothing
+            raise _Unreadable(BAD_REQUEST) from closed
+    if coding.strip().lower() != "chunked":
+        raise _Unreadable(NOT_IMPLEMENTED)
     chunks: list[bytes] = []
     size = empty = 0
     async for chunk in protocol:
@@ -143,6 +157,6 @@ async def _body(headers: Mapping[str, str], protocol: HttpProtocol) -> bytes | N
         else:
             empty += 1
     if empty > 1:
-        # Its end is an empty chunk; a connection that breaks is one more, as is a trailer, which no webhook has.
-        raise ProtocolError("the body is not whole")
+        # The end is an empty chunk. A connection that breaks is another one, and so is a trailer, which no webhook has.
+        raise _Unreadable(BAD_REQUEST)
     return b"".join(chunks)

@@ -1,4 +1,7 @@
-"""One ingress for all tests of this folder that only talk to it; whoever kills one, or sets it up otherwise, runs his own."""
+"""One ingress a server for all tests of this folder that only talk to it; who kills one, or sets it up otherwise, runs his own.
+
+Whatever a test finds out over HTTP with the fixture `ingress`, it finds out twice: on waitress and on granian.
+"""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -6,14 +9,17 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import KafkaCluster
-from tests.ingress.running_ingress import RunningIngress, running_ingress
+from tests.ingress.running_ingress import SERVERS, RunningIngress, running_ingress
 
 
-@pytest.fixture(scope="session")
-def shared_ingress(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningIngress]:
-    """The shared process; at the end of the session it must exit 0."""
+@pytest.fixture(scope="session", params=SERVERS)
+def shared_ingress(
+    request: pytest.FixtureRequest, kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningIngress]:
+    """The shared process; at the end it must exit 0."""
     prefix = f"t{uuid4().hex[:12]}"
-    with running_ingress(kafka.bootstrap_servers, prefix, tmp_path_factory.mktemp("ingress")) as running:
+    folder = tmp_path_factory.mktemp("ingress")
+    with running_ingress(kafka.bootstrap_servers, prefix, folder, server=request.param) as running:
         yield running
 
 

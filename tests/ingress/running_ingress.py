@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, Message, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
@@ -32,8 +32,10 @@ SECRET = "k7Qw-test-secret-2nEr"
 NEXT_SECRET = "k7Qw-test-secret-next"
 SHOP_2_SECRET = "9xZt-other-store"
 UPDATED_AT = "2020-10-16T11:24:08+00:00"
+SERVERS = ("waitress", "granian")
 EVENT_TOPICS: tuple[RecordName, ...] = ("product.update", "order.status", "order.complete")
 
+T = TypeVar("T")
 Header = tuple[str | bytes, str | bytes]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -219,6 +221,16 @@ class RunningIngress:
     admin_port: int
     log: Log
     log_file: Path
+    server: str = "waitress"
+
+    def differing(self, waitress: T, *, granian: T) -> T:
+        """Return what this ingress's server does where the two differ. docs/http.md lists every such place."""
+        return waitress if self.server == "waitress" else granian
+
+    def memory_kib(self) -> int:
+        """Return how much memory the process holds."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
+        return int(status.split("VmRSS:")[1].split()[0])
 
     def post(
         self,
@@ -346,6 +358,7 @@ def start(bootstrap_servers: str, prefix: str, folder: Path, **settings: object)
         int(str(ports["admin_port"])),
         Log(bootstrap_servers, topics(prefix, partitions=2)),
         log_file,
+        str(settings.get("server", "waitress")),
     )
     try:
         wait_until(lambda: is_ready(running), 30, f"an ingress that is ready: see {log_file}")

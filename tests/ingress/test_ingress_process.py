@@ -22,6 +22,7 @@ from tests.conftest import KafkaCluster, StartBroker, free_port
 from tests.ingress.running_ingress import (
     EVENT_TOPICS,
     SECRET,
+    SERVERS,
     Answer,
     Connection,
     RunningIngress,
@@ -167,10 +168,11 @@ class Clients:
             assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("server", SERVERS)
 def test_sigterm_under_load_cuts_no_request_where_a_balancer_heeds_readiness(
-    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
 ) -> None:
-    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=4) as running:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=4, server=server) as running:
         clients = Clients(running, 16)
         wait_until(lambda: len(clients.acked) > 300, 30, "some load")
         running.process.send_signal(signal.SIGTERM)
@@ -182,18 +184,20 @@ def test_sigterm_under_load_cuts_no_request_where_a_balancer_heeds_readiness(
         assert_all_kept(running, clients)
 
 
+@pytest.mark.parametrize("server", SERVERS)
 def test_sigterm_under_load_answers_all_that_it_has_accepted_and_loses_nothing(
-    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
 ) -> None:
-    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path) as running:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, server=server) as running:
         clients = Clients(running, 16)
         wait_until(lambda: len(clients.acked) > 300, 30, "some load")
         assert running.terminate() == 0
         clients.join()
         # Without a pre-stop time nobody is warned: between the last accept() and close() the kernel may complete more
-        # connections, which close() then resets. At most one of each client; never one whose request was accepted.
+        # connections, which close() then resets, and granian closes those that have sent nothing yet. At most one of each
+        # client; never one whose request was accepted.
         assert len(clients.cut) <= 16
-        assert all(isinstance(error, ConnectionResetError) for error in clients.cut)
+        assert all(isinstance(error, (ConnectionResetError, BrokenPipeError)) for error in clients.cut)
         assert_all_kept(running, clients)
 
 
@@ -218,10 +222,11 @@ def test_after_sigterm_it_is_unready_at_once_and_serves_on_for_the_pre_stop_time
         assert time.monotonic() - stopped_s >= 1.5
 
 
+@pytest.mark.parametrize("server", SERVERS)
 def test_a_request_that_was_half_sent_at_sigterm_is_finished(
-    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
 ) -> None:
-    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path) as running:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, server=server) as running:
         body = order_status(new_id())
         request = running.webhook(body)
         with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
@@ -235,12 +240,75 @@ def test_a_request_that_was_half_sent_at_sigterm_is_finished(
         assert [kept.record.raw for kept in running.log.events()] == [body]
 
 
-def test_a_second_signal_ends_it_at_once(kafka: KafkaCluster, topic_prefix: str, tmp_path: Path) -> None:
-    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=60) as running:
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_second_signal_ends_it_at_once(kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str) -> None:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, pre_stop_s=60, server=server) as running:
         running.process.send_signal(signal.SIGTERM)
         wait_until(lambda: running.admin("/readyz").status == 503, 2.0, "unreadiness")
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(5) == 128 + signal.SIGTERM
+
+
+# --- several processes ---
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_row_15_two_processes_on_one_port_have_a_producer_each_and_lose_nothing(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
+) -> None:
+    # Nobody forks here. A server's own workers would: a producer made before fork() never sends.
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, server=server, reuse_port=True) as one:
+        other = start(kafka.bootstrap_servers, topic_prefix, tmp_path, server=server, reuse_port=True, port=one.port)
+        try:
+            bodies = [order_status(new_id()) for _ in range(500)]
+            answers = []
+            for first in range(0, 500, 50):  # new connections each time, for the kernel to deal out
+                answers += one.send_all([one.webhook(body) for body in bodies[first : first + 50]], clients=10)
+            assert {answer.status for answer in answers} == {204}
+            shares = [running.metrics()["kinguin_ingress_received_total", ()] for running in (one, other)]
+            assert sum(shares) == 500
+            assert min(shares) > 50
+            assert {kept.record.raw for kept in one.log.events()} == set(bodies)
+            for running in (one, other):
+                assert _children(running.process.pid) == []
+            assert other.terminate() == 0
+            assert one.post(order_status(new_id())).status == 204
+        finally:
+            if other.process.poll() is None:
+                other.process.kill()
+                other.process.wait()
+            other.log.close()
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text("ascii").split()]
+
+
+def test_granian_shares_no_port_unless_told_to(kafka: KafkaCluster, topic_prefix: str, tmp_path: Path) -> None:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, server="granian") as running:
+        ports = {"port": running.port, "admin_port": free_port()}
+        code, said = outcome(*command(kafka.bootstrap_servers, topic_prefix, server="granian", **ports), tmp_path)
+    assert code == 1
+    assert f"Cannot listen on 127.0.0.1:{running.port}: Address already in use." in said
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_request_that_does_not_come_in_is_cut_off_and_others_are_served(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
+) -> None:
+    with running_ingress(
+        kafka.bootstrap_servers, topic_prefix, tmp_path, server=server, request_timeout_s=1
+    ) as running:
+        request = running.webhook(order_status(new_id()))
+        for part in (request[:40], request[:-5]):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=5) as slow:
+                slow.sendall(part)
+                assert running.post(order_status(new_id())).status == 204
+                said = slow.recv(1000)
+                assert said == b"" or said.startswith(running.differing(b"HTTP/1.1 ---", granian=b"HTTP/1.1 408 "))
+                assert slow.recv(1000) == b""
+        assert len(running.log.events()) == 2
 
 
 # --- row 5: kill -9 ---
@@ -339,15 +407,16 @@ def test_row_4_without_a_spool_all_get_503_and_retry_after_without_queueing_and_
         assert len({record.record.event_id for record in kept}) == 101
 
 
+@pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize(
     ("posts", "away_s"),
     [pytest.param(300, 3, id="3 s"), pytest.param(5_000, 60, id="60 s", marks=pytest.mark.faults)],
 )
 def test_row_4_while_kafka_is_away_all_get_204_and_the_spool_drains_by_itself(
-    kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path, posts: int, away_s: float
+    kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path, posts: int, away_s: float, *, server: str
 ) -> None:
     broker = kafka_factory(tmp_path / "kafka")
-    with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path) as running:
+    with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path, server=server) as running:
         assert running.post(order_status("first")).status == 204
         # Several changes of each order, so that there is an order to be kept.
         bodies = [order_status(f"O{number % 50}", extra=f', "n": {number}') for number in range(posts)]

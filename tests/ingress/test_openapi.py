@@ -296,7 +296,10 @@ def test_every_documented_answer_is_given_and_is_as_documented(ingress: RunningI
         assert_documented(request, answer.status, answer.headers, answer.body, admin_port=on_admin_port)
         given_answers.add((path, method, str(answer.status)))
     listed = {(path, method, status) for path, method, responses in operations() for status in responses}
-    assert given_answers == listed
+    # Another coding than chunks is a 400 to granian, and it lets what a GET carries pass unread, however long.
+    of_waitress = {(path, method, "501") for path in answering.PATHS for method in answering.METHODS}
+    of_waitress |= {(path, method, "413") for path in answering.PATHS for method in ("GET", "HEAD")}
+    assert given_answers == ingress.differing(listed, granian=listed - of_waitress)
 
 
 @pytest.mark.kafka
