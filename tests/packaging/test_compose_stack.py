@@ -14,8 +14,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from kinguin_streams.cluster.kafka_jars import KAFKA_VERSION
+from kinguin_streams.ingress.settings import IngressSettings
 from tests.conftest import IMAGE
 
 ROOT = Path(__file__).parents[2]
@@ -47,13 +49,14 @@ def test_compose_and_the_tests_run_the_kafka_that_up_starts() -> None:
 
 def test_every_image_of_another_has_a_fixed_version() -> None:
     foreign = [image for image in re.findall(r"^\s+image: (\S+)", COMPOSE, re.MULTILINE) if not image.startswith("${")]
-    assert foreign
-    assert all(re.fullmatch(r"[a-z/]+:\d+\.\d+\.\d+", image) for image in foreign)
+    assert len(foreign) == 5
+    # HAProxy's branches with long support get nothing but fixes, and a proxy wants those.
+    assert all(re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+|haproxy:\d+\.\d*[02468]", image) for image in foreign)
 
 
 def test_no_port_is_published_beyond_this_machine() -> None:
     published = re.findall(r'"([^"]*[\d}]:\d+)"', COMPOSE)
-    assert len(published) == 3
+    assert len(published) == 6
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
@@ -114,7 +117,7 @@ def test_compose_takes_the_file_and_every_setting_in_it_exists(tmp_path: Path) -
     if subprocess.run([DOCKER, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker has no compose plugin")
     done = subprocess.run(
-        [DOCKER, "compose", "--file", COMPOSE_FILE, "config", "--format", "json"],
+        [DOCKER, "compose", "--file", COMPOSE_FILE, "--profile", "*", "config", "--format", "json"],
         env={name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")},
         cwd=tmp_path,
         capture_output=True,
@@ -124,11 +127,13 @@ def test_compose_takes_the_file_and_every_setting_in_it_exists(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     services = json.loads(done.stdout)["services"]
-    assert set(services) == {"kafka", "topics", "ingress", "order-state", "product-changes"}
+    ours = {"topics", "schemas", "ingress-1", "ingress-2", "order-state", "product-changes"}
+    assert services.keys() == ours | {"kafka", "registry", "haproxy", "prometheus", "grafana"}
+    assert {name for name, service in services.items() if "profiles" in service} == {"prometheus", "grafana"}
     for name, service in services.items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        if name == "kafka":
+        if name not in ours:
             continue
         assert service["read_only"] is True, name
         environment = {key: value for key, value in service["environment"].items() if not key.endswith("_FILE")}
@@ -142,6 +147,34 @@ def test_compose_takes_the_file_and_every_setting_in_it_exists(tmp_path: Path) -
             timeout=60,
         )
         assert checked.returncode == 0, (name, checked.stderr)
+
+
+def test_two_ingresses_share_no_spool_and_no_webhook_port_goes_round_the_proxy() -> None:
+    services = yaml.safe_load(COMPOSE)["services"]
+    ingresses = [services["ingress-1"], services["ingress-2"]]
+    assert [one["volumes"] for one in ingresses] == [
+        ["spool-1:/var/lib/kinguin-streams"],
+        ["spool-2:/var/lib/kinguin-streams"],
+    ]
+    assert all(port.endswith(":8081") for one in ingresses for port in one["ports"])
+    assert [port.rpartition(":")[2] for port in services["haproxy"]["ports"]] == ["8080"]
+
+
+def test_an_ingress_has_the_time_that_it_may_take_to_stop_and_haproxy_the_time_to_notice() -> None:
+    ingress = yaml.safe_load(COMPOSE)["services"]["ingress-1"]
+    settings = IngressSettings()
+    pre_stop_s = ingress["environment"]["KINGUIN_INGRESS__PRE_STOP_S"]
+    grace_s = int(ingress["stop_grace_period"].removesuffix("s"))
+    assert grace_s > pre_stop_s + settings.deadline_s + settings.stop_timeout_s
+    haproxy = (ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text("utf-8")
+    inter_s, fall = map(int, re.findall(r"check inter (\d+)s fall (\d+)", haproxy)[0])
+    (check_s,) = map(int, re.findall(r"timeout check (\d+)s", haproxy))
+    assert pre_stop_s > inter_s * fall + check_s
+
+
+def test_the_image_spools_on_its_volume_and_refuses_to_spool_without_one() -> None:
+    assert "KINGUIN_SPOOL__PATH=/var/lib/kinguin-streams/spool" in DOCKERFILE
+    assert "KINGUIN_SPOOL__REQUIRE_DURABLE=true" in DOCKERFILE
 
 
 def test_changelog_speaks_of_the_version_that_is_built() -> None:
