@@ -1,5 +1,6 @@
 """What the benchmarks share: a broker of their own, child processes, free ports, and medians."""
 
+import contextlib
 import os
 import socket
 import statistics
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from urllib.error import URLError
 
 from kinguin_streams.cluster import local_broker
 from kinguin_streams.cluster.connection import admin_config
+from kinguin_streams.cluster.local_broker import LocalBroker
 from kinguin_streams.cluster.settings import KafkaSettings, LocalSettings
 from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
 from kinguin_streams.schemas.topics import topics
@@ -29,28 +31,57 @@ def free_port() -> int:
 
 
 @contextmanager
-def kafka() -> Iterator[str]:
-    """Yield the bootstrap servers of a real Kafka with our topics, made for this run and gone after it."""
+def broker() -> Iterator[LocalBroker]:
+    """Yield a real Kafka with our topics, made for this run and gone after it."""
     with tempfile.TemporaryDirectory() as folder:
         settings = LocalSettings(data_dir=Path(folder), kafka_port=free_port(), controller_port=free_port(), heap="1g")
-        broker = local_broker.start(settings)
+        started = local_broker.start(settings)
         try:
-            admin = TopicAdmin(admin_config(KafkaSettings(bootstrap_servers=broker.bootstrap_servers)))
+            admin = TopicAdmin(admin_config(KafkaSettings(bootstrap_servers=started.bootstrap_servers)))
             admin.apply(plan(topics(), admin.describe(topics())))
-            yield broker.bootstrap_servers
+            yield started
         finally:
-            broker.stop()
+            started.stop()
+
+
+@contextmanager
+def kafka() -> Iterator[str]:
+    """Yield the bootstrap servers of such a Kafka."""
+    with broker() as started:
+        yield started.bootstrap_servers
 
 
 @contextmanager
 def process(command: Sequence[str], environment: dict[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command until the block ends."""
-    child = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL)
+    """Run a command until the block ends, in a session of its own, whose CPU time can be told from others'."""
+    child = subprocess.Popen(
+        command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield child
     finally:
         child.terminate()
         child.wait(timeout=30)
+
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s_of_sessions(sessions: Iterable[int]) -> float:
+    """Return the CPU time so far of all living processes of these sessions."""
+    wanted, ticks = set(sessions), 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone in between
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) in wanted:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_S
+
+
+def cpu_s_of_machine() -> float:
+    """Return the CPU time that anything has used so far."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / _TICKS_PER_S
 
 
 def wait_for(url: str, timeout_s: float = 30) -> None:
@@ -61,6 +92,19 @@ def wait_for(url: str, timeout_s: float = 30) -> None:
             with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - an address of our own
                 return
         except (URLError, ConnectionError):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.1)
+
+
+def wait_for_port(port: int, timeout_s: float = 60) -> None:
+    """Return once somebody listens."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(0.1)

@@ -3,7 +3,7 @@ local run = os.getenv("BENCH_RUN")
 local statuses = { "processing", "completed", "canceled", "refunded" }
 local number = 0
 local headers = {
-  ["Content-Type"] = "aplication/json",
+  ["Content-Type"] = os.getenv("BENCH_CONTENT_TYPE"),
   ["X-Event-Name"] = "order.status",
   ["X-Event-Secret"] = os.getenv("BENCH_SECRET"),
 }
