@@ -1,4 +1,4 @@
-"""Real ingresses behind the shipped HAProxy: limits, slow clients, and restarts that no sender notices."""
+"""Real ingresses behind the shipped proxies: limits, slow clients, and restarts that no sender notices."""
 
 import http.client
 import signal
@@ -16,7 +16,7 @@ import pytest
 
 from kinguin_streams.schemas.topics import topics
 from tests.conftest import KafkaCluster
-from tests.deploy.proxies import Backend, Proxy, program, running_proxy
+from tests.deploy.proxies import KINDS, Backend, Kind, Proxy, program, running_proxy
 from tests.ingress.running_ingress import (
     NEXT_SECRET,
     SECRET,
@@ -40,7 +40,7 @@ PRE_STOP_S = 3
 
 @dataclass
 class Site:
-    """HAProxy and two ingresses, each with a spool of its own."""
+    """A proxy and two ingresses, each with a spool of its own."""
 
     bootstrap_servers: str
     prefix: str
@@ -72,8 +72,8 @@ def _start(bootstrap_servers: str, prefix: str, folder: Path, like: RunningIngre
 
 
 @contextmanager
-def running_site(bootstrap_servers: str, folder: Path) -> Iterator[Site]:
-    """Run HAProxy and two ingresses until the end of the block; whoever is still up then must exit 0 at SIGTERM."""
+def running_site(bootstrap_servers: str, folder: Path, kind: Kind = "haproxy") -> Iterator[Site]:
+    """Run a proxy and two ingresses until the end of the block; whoever is still up then must exit 0 at SIGTERM."""
     prefix = f"t{uuid4().hex[:12]}"
     apply_topics(bootstrap_servers, topics(prefix, partitions=2))
     ingresses: list[RunningIngress] = []
@@ -81,7 +81,7 @@ def running_site(bootstrap_servers: str, folder: Path) -> Iterator[Site]:
         stack.callback(_stop, ingresses)
         ingresses.extend(_start(bootstrap_servers, prefix, folder / f"ingress-{number}") for number in (1, 2))
         backends = [Backend(one.port, one.admin_port) for one in ingresses]
-        proxy = stack.enter_context(running_proxy("haproxy", backends, folder))
+        proxy = stack.enter_context(running_proxy(kind, backends, folder))
         yield Site(bootstrap_servers, prefix, folder, ingresses, proxy)
 
 
@@ -279,9 +279,23 @@ def test_a_rolling_restart_under_load_costs_the_sender_nothing(kafka: KafkaClust
         assert assert_kept(site, load.acked) == len(load.acked)
 
 
-def test_an_ingress_that_is_killed_under_load_costs_the_sender_nothing(kafka: KafkaCluster, tmp_path: Path) -> None:
+def test_a_rolling_restart_behind_nginx_costs_the_sender_nothing_either(kafka: KafkaCluster, tmp_path: Path) -> None:
+    """It learns from a refused connection, and asks the other ingress."""
+    with running_site(kafka.bootstrap_servers, tmp_path, "nginx") as site:
+        with Load(site, clients=4) as load:
+            time.sleep(0.5)
+            restart_in_turn(site)
+            time.sleep(0.5)
+        assert load.outcomes.keys() == {"204"}, load.outcomes
+        assert_kept(site, load.acked)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ingress_that_is_killed_under_load_costs_the_sender_nothing(
+    kafka: KafkaCluster, tmp_path: Path, kind: Kind
+) -> None:
     """What was in its hands goes to the other one. An event may then be there twice, with one id."""
-    with running_site(kafka.bootstrap_servers, tmp_path) as site:
+    with running_site(kafka.bootstrap_servers, tmp_path, kind) as site:
         with Load(site, clients=4) as load:
             time.sleep(1)
             site.ingresses[0].process.send_signal(signal.SIGKILL)
