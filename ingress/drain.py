@@ -102,16 +102,18 @@ class Drain:
             return False
 
     def _settle(self, file: SpoolFile, sent: Sequence[tuple[Spooled, "Future[PublishFailed | None]"]]) -> bool:
-        delivered, failures = [], []
+        delivered, failures, refused = [], [], []
         for spooled, report in sent:
             failure = self._wait_for(report)
             if failure is None:
                 delivered.append(spooled.id)
             elif failure.code == "refused":
-                self._refused(file, spooled, failure)
+                refused.append((spooled, failure))
             else:
                 failures.append(failure)
         file.remove(delivered)
+        for spooled, failure in refused:
+            self._alone(file, spooled, failure, was_alone=len(sent) == 1)
         self.drained += len(delivered)
         if delivered:
             self._breaker.confirmed(time.monotonic())
@@ -122,6 +124,18 @@ class Drain:
         if failures or not sent:
             self._stopping.wait(TURN_S)
         return bool(delivered)
+
+    def _alone(self, file: SpoolFile, spooled: Spooled, failed: PublishFailed, *, was_alone: bool) -> None:
+        """Give a refused record a second try by itself: Kafka refuses a whole batch because of one record in it."""
+        try:
+            failure = failed if was_alone else self._wait_for(self._publisher.send(spooled.record))
+        except PublishFailed as refused:
+            failure = refused
+        if failure is None:
+            file.remove([spooled.id])
+            self.drained += 1
+        elif failure.code == "refused":
+            self._refused(file, spooled, failure)
 
     def _wait_for(self, report: "Future[PublishFailed | None]") -> PublishFailed | None:
         """Return what Kafka says; a report comes, if only to say that the record was given up."""

@@ -278,7 +278,9 @@ def _start_from_jars(
 
 
 def _free_settings(data_dir: Path) -> LocalSettings:
-    return LocalSettings(data_dir=data_dir, kafka_port=free_port(), controller_port=free_port(), heap="384m")
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        kafka_port, controller_port = (each.getsockname()[1] for each in (one, other))  # at once, so that they differ
+    return LocalSettings(data_dir=data_dir, kafka_port=kafka_port, controller_port=controller_port, heap="384m")
 
 
 def _start_container(run_dir: Path) -> str:

@@ -7,6 +7,7 @@ The witness is a ledger file with one line an answer, fsynced before anybody cou
 import logging
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,9 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from kinguin_streams.cluster.connection import CLIENT_LOGGER
 from kinguin_streams.cluster.local_broker import LocalBroker
 from kinguin_streams.consumers import order_state
 from kinguin_streams.consumers.projection import Received, StateKey
@@ -42,6 +45,8 @@ from tests.ingress.running_ingress import (
 
 log = logging.getLogger(__name__)
 
+DEADLINE_S = 5.0
+LATEST_S = DEADLINE_S + 0.5
 START_OF_PLAN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -51,13 +56,17 @@ class Witness:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._numbers = iter(range(1_000_000_000))
+        self.slowest_s = 0.0
+        """The longest that an answer to `post` has taken, from the first byte of its request on."""
 
     def entries(self) -> list[LedgerEntry]:
         """Return what was sent and answered so far."""
         return list(read_ledger(self._file))
 
-    def post(self, running: RunningIngress, bodies: Sequence[bytes], *, clients: int = 8) -> list[Answer]:
-        """Post order.status webhooks over some connections at once; return the answers in the order of the bodies."""
+    def post(
+        self, running: RunningIngress, bodies: Sequence[bytes], *, clients: int = 8, event: str = "order.status"
+    ) -> list[Answer]:
+        """Post webhooks over some connections at once; return the answers in the order of the bodies."""
         with FileLedger(self._file, fsync=True) as ledger:
 
             def client(number: int) -> list[Answer]:
@@ -65,12 +74,14 @@ class Witness:
                 try:
                     for body in bodies[number::clients]:
                         answer: Answer | None = None
+                        began_s = time.monotonic()
                         try:
-                            answer = connection.exchange(running.webhook(body))
+                            answer = connection.exchange(running.webhook(body, event=event))
                             answers.append(answer)
                         finally:
+                            self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
                             status = None if answer is None else answer.status
-                            ledger.record(LedgerEntry(next(self._numbers), "order.status", "default", body, status, 1))
+                            ledger.record(LedgerEntry(next(self._numbers), event, "default", body, status, 1))
                 finally:
                     connection.close()
                 return answers
@@ -232,6 +243,25 @@ def end(running: RunningIngress) -> None:
         running.process.kill()
         running.process.wait()
     running.log.close()
+
+
+def bodies(count: int, size: int = 0) -> list[bytes]:
+    return [order_status(new_id(), extra=f', "padding": "{"x" * size}"') for _ in range(count)]
+
+
+def admin(bootstrap_servers: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap_servers}, logger=CLIENT_LOGGER)
+
+
+def configure(bootstrap_servers: str, topic: str, key: str, value: str) -> None:
+    resource = ConfigResource(
+        ResourceType.TOPIC,
+        topic,
+        incremental_configs=[ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)],
+    )
+    client = admin(bootstrap_servers)
+    for future in client.incremental_alter_configs([resource]).values():
+        future.result(timeout=10)
 
 
 def resident_bytes(process_id: int) -> int:

@@ -1,0 +1,277 @@
+"""Kafka is there and will not do: full, slow, silent, without a topic, too strict. Nobody waits past the deadline."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kinguin_streams.schemas.topics import topics
+from tests.conftest import KafkaCluster, OwnKafka, free_port
+from tests.ingress.faults import (
+    LATEST_S,
+    Witness,
+    admin,
+    assert_invariants,
+    bodies,
+    configure,
+    end,
+    resident_bytes,
+    stalled,
+    wait_until_drained,
+)
+from tests.ingress.running_ingress import (
+    UPDATED_AT,
+    Log,
+    RunningIngress,
+    apply_topics,
+    assert_balanced,
+    command,
+    is_ready,
+    new_id,
+    order_status,
+    running_ingress,
+    start,
+    wait_until,
+)
+
+pytestmark = pytest.mark.kafka
+
+
+def product_update(number: int) -> bytes:
+    product = {"kinguinId": number, "productId": f"{number:024x}", "qty": 1, "textQty": 1, "updatedAt": UPDATED_AT}
+    return json.dumps(product).encode()
+
+
+# --- rows 10 and 21: silent ---
+
+
+@pytest.mark.parametrize("with_spool", [True, False], ids=["with the spool", "without"])
+def test_row_10_a_full_producer_queue_is_no_500_and_takes_no_memory(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path, with_spool: bool
+) -> None:
+    settings = {"queue_records": 10, "spool__enabled": with_spool}
+    with running_ingress(own_kafka.bootstrap_servers, topic_prefix, tmp_path, **settings) as running:
+        witness = Witness(tmp_path / "witness.jsonl")
+        witness.post(running, bodies(50))
+        before = resident_bytes(running.process.pid)
+        with stalled(own_kafka.broker):
+            answers = witness.post(running, bodies(200), clients=50)
+            assert resident_bytes(running.process.pid) - before < 20_000_000
+            assert_balanced(running.metrics())
+        assert {answer.status for answer in answers} == {204 if with_spool else 503}
+        assert {answer.headers.get("retry-after") for answer in answers} == {None if with_spool else "5"}
+        assert witness.slowest_s <= LATEST_S
+        if with_spool:
+            wait_until_drained(running)
+        else:
+            wait_until(lambda: running.post(order_status("last")).status == 204, 20, "Kafka's return")
+            running.log.skip()
+            return
+        assert assert_invariants(witness, running).acked == 250
+
+
+def test_all_of_300_posts_on_300_connections_are_answered_by_the_deadline_while_kafka_is_silent(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    with running_ingress(own_kafka.bootstrap_servers, topic_prefix, tmp_path) as running:
+        witness = Witness(tmp_path / "witness.jsonl")
+        with stalled(own_kafka.broker):
+            answers = witness.post(running, bodies(300), clients=300)
+        assert {answer.status for answer in answers} == {204}
+        assert witness.slowest_s <= LATEST_S
+        wait_until_drained(running)
+        assert assert_invariants(witness, running).acked == 300
+
+
+def test_row_21_probes_and_metrics_answer_while_50_posts_wait(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    with running_ingress(own_kafka.bootstrap_servers, topic_prefix, tmp_path, spool__enabled=False) as running:
+        running.post(order_status(new_id()))
+        over = threading.Event()
+
+        def keep_one_open() -> None:
+            while not over.is_set():
+                running.post(order_status(new_id()))
+
+        with ThreadPoolExecutor(50) as pool:
+            try:
+                with stalled(own_kafka.broker):
+                    waiting = [pool.submit(keep_one_open) for _ in range(50)]
+                    took_s: dict[str, list[float]] = {}
+                    for _ in range(20):
+                        for path in ("/livez", "/readyz", "/metrics"):
+                            began_s = time.monotonic()
+                            assert running.admin(path).status in (200, 503)
+                            took_s.setdefault(path, []).append(time.monotonic() - began_s)
+                        assert_balanced(running.metrics())
+                        time.sleep(0.05)
+            finally:
+                over.set()
+            for each in waiting:
+                each.result(20)
+        assert {path: max(times) for path, times in took_s.items() if max(times) > 0.5} == {}
+
+
+# --- row 11: slow ---
+
+
+def test_row_11_on_a_line_of_any_slowness_every_answer_is_a_204_by_the_deadline(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    with running_ingress(own_kafka.slow_bootstrap_servers, topic_prefix, tmp_path) as running:
+        witness = Witness(tmp_path / "witness.jsonl")
+        for slowest_s in (0.5, 2.0, 20.0):
+            with own_kafka.line.slow(0, slowest_s):
+                answers = witness.post(running, bodies(90), clients=30)
+            assert {answer.status for answer in answers} == {204}
+        assert witness.slowest_s <= LATEST_S
+        wait_until_drained(running)
+        outcome = assert_invariants(witness, running)
+        assert outcome.acked == outcome.landed == 270
+
+
+# --- row 12: no topic ---
+
+
+@pytest.mark.parametrize("with_spool", [True, False], ids=["with the spool", "without"])
+def test_row_12_a_topic_deleted_at_run_time_costs_no_event_and_no_time(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, with_spool: bool
+) -> None:
+    bootstrap, declared = kafka.bootstrap_servers, topics(topic_prefix, partitions=2)
+    deleted = declared.name("order.status")
+    with running_ingress(bootstrap, topic_prefix, tmp_path, spool__enabled=with_spool) as running:
+        client = admin(bootstrap)
+        client.delete_topics([deleted])[deleted].result(timeout=10)
+        unready = f"topic {deleted}"
+        wait_until(lambda: unready in running.admin("/readyz").body.decode(), 10, "unreadiness that names the topic")
+        witness = Witness(tmp_path / "witness.jsonl")
+        answers = witness.post(running, bodies(100), clients=20)
+        assert {answer.status for answer in answers} == {204 if with_spool else 503}
+        assert witness.slowest_s <= LATEST_S
+        # The other topics are there, and Kafka takes their events again before this one is.
+        others = (product_update(number) for number in range(1_000))
+        published = ("kinguin_ingress_published_total", (("topic", declared.name("product.update")),))
+
+        def another_goes_on() -> bool:
+            witness.post(running, [next(others)], clients=1, event="product.update")
+            return running.metrics().get(published, 0) > 0
+
+        wait_until(another_goes_on, 20, "events of another topic that Kafka takes")
+        apply_topics(bootstrap, declared)
+        if with_spool:
+            wait_until_drained(running, 90)
+            outcome = assert_invariants(witness, running)
+            assert outcome.acked == outcome.landed
+            assert outcome.acked > 100
+        else:
+            wait_until(lambda: running.post(order_status("again")).status == 204, 60, "the topic's return")
+        wait_until(lambda: is_ready(running), 10, "readiness")
+
+
+# --- row 13: strict ---
+
+
+def test_row_13_what_a_topic_refuses_for_good_is_a_dead_letter_with_its_size_and_hash_or_stays_in_the_spool(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    bootstrap = own_kafka.bootstrap_servers
+    with running_ingress(bootstrap, topic_prefix, tmp_path) as running:
+        configure(bootstrap, f"{topic_prefix}.order.status", "max.message.bytes", "10000")
+        (large,) = bodies(1, size=20_000)
+        answer = running.post(large)
+        assert (answer.status, answer.fault, answer.body) == (202, "refused_by_kafka", b"")
+        (letter,) = running.log.dead_letters()
+        assert (letter.reason, letter.body, letter.body_size) == ("refused_by_kafka", large, len(large))
+        # Kafka cannot say so while it is silent: then the event is on disk, and is still there afterwards.
+        witness = Witness(tmp_path / "witness.jsonl")
+        (other,) = bodies(1, size=20_000)
+        with stalled(own_kafka.broker):
+            small = bodies(10)
+            assert {answer.status for answer in witness.post(running, small[:5], clients=5)} == {204}
+            assert running.post(other).status == 204
+            assert {answer.status for answer in witness.post(running, small[5:], clients=5)} == {204}
+        wait_until_drained(running)
+        metrics = running.metrics()
+        assert metrics["kinguin_ingress_spool_refused_events", ()] == 1
+        assert_balanced(metrics)
+        assert assert_invariants(witness, running).landed == 10
+        assert is_ready(running)
+    (left,) = (tmp_path / ".data" / "spool").glob("*.spool")
+    shown = subprocess.run(
+        [sys.executable, "-m", "kinguin_streams", "spool", "export", "--path", str(left.parent)],
+        capture_output=True,
+        check=True,
+        timeout=30,
+        text=True,
+    )
+    assert '"refused":' in shown.stdout
+    assert "MSG_SIZE_TOO_LARGE" in shown.stdout
+
+
+# --- row 14: fatal ---
+
+FENCED = """
+    import signal
+    import sys
+    from confluent_kafka import KafkaError
+    from kinguin_streams.cluster.publisher import KafkaPublisher
+
+    plain = KafkaPublisher.__init__
+
+    def with_a_handle(self, *arguments, **settings):
+        plain(self, *arguments, **settings)
+        fenced = KafkaError(KafkaError._FENCED, "a test says so", fatal=True)
+        signal.signal(signal.SIGUSR1, lambda *_: self._on_error(fenced))
+
+    KafkaPublisher.__init__ = with_a_handle
+    sys.argv = ["kinguin-streams", "ingress"]
+    from kinguin_streams.cli.main import main
+    main()
+"""
+
+
+def test_row_14_a_fatal_producer_ends_the_process_with_1_and_loses_nothing(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Nothing from outside fences an idempotent producer without transactions: the signal calls what librdkafka calls then.
+
+    So this shows what the ingress does of it, not that librdkafka says it.
+    """
+    declared = topics(topic_prefix, partitions=2)
+    apply_topics(kafka.bootstrap_servers, declared)
+    port, admin_port = free_port(), free_port()
+    _, environment = command(kafka.bootstrap_servers, topic_prefix, port=port, admin_port=admin_port, pre_stop_s=60)
+    log_file = tmp_path / "fenced.log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(FENCED)], cwd=tmp_path, env=environment, stderr=log
+        )
+    running = RunningIngress(process, port, admin_port, Log(kafka.bootstrap_servers, declared), log_file)
+    witness = Witness(tmp_path / "witness.jsonl")
+    try:
+        wait_until(lambda: is_ready(running), 30, "readiness")
+        with witness.sender(port, 3_000) as sender:
+            wait_until(lambda: sender.report().acked > 300, 30, "some load")
+            os.kill(process.pid, signal.SIGUSR1)
+            fatal_s = time.monotonic()
+            assert process.wait(5) == 1
+            assert time.monotonic() - fatal_s <= 5
+            assert "producer_fatal" in log_file.read_text()
+            running = start(
+                kafka.bootstrap_servers, topic_prefix, tmp_path, port=port, admin_port=admin_port
+            )  # as whatever supervises it does
+        assert set(sender.report().answers) == {204}
+        wait_until_drained(running)
+        assert_invariants(witness, running)
+        assert running.terminate() == 0
+    finally:
+        end(running)
