@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
@@ -176,13 +177,20 @@ def assert_invariants(witness: Witness, running: RunningIngress, *, room: bool =
 
 def wait_for_leaders(running: RunningIngress) -> None:
     """Return once the topics can be read: a broker that was paused is without its partitions for a moment."""
+    consumer, declared = running.log._consumer, running.log._topics
+    names = [declared.name(name) for name in (*EVENT_TOPICS, "dead-letter")]
 
-    def have_leaders() -> bool:
-        known = running.log._consumer.list_topics(timeout=10).topics
-        ours = [known[running.log._topics.name(name)] for name in EVENT_TOPICS]
-        return all(partition.leader >= 0 for topic in ours for partition in topic.partitions.values())
+    def can_be_read() -> bool:
+        known = consumer.list_topics(timeout=10).topics
+        try:
+            for name in names:
+                for number in known[name].partitions:
+                    consumer.get_watermark_offsets(TopicPartition(name, number), timeout=10)
+        except KafkaException:
+            return False
+        return True
 
-    wait_until(have_leaders, 20, "partitions that have a leader")
+    wait_until(can_be_read, 30, "partitions that have a leader")
 
 
 def _folded(landed: Sequence[Kept]) -> dict[tuple[str, str], tuple[str | None, int | None]]:
