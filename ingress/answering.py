@@ -115,6 +115,8 @@ class Webhooks:
         except Exception as error:
             log.error("internal_error", request_id=request_id, exc_info=error)
             answer = problems.answer(Problem("internal_error"), request_id)
+        if entry.authenticated:
+            self.vigil.answered(failed=not 200 <= answer.status < 300)
         self.request_log.ended(asked, entry, answer.status, request_id)
         return Answer(answer.status, ((REQUEST_ID_HEADER, request_id), *answer.headers), answer.body)
 
@@ -140,7 +142,7 @@ class Webhooks:
                     self.stripped_headers.seen()
                 raise Problem("unauthorized", headers=(("WWW-Authenticate", CHALLENGE),))
             case Accepted(event):
-                entry.event = event.record_name
+                entry.authenticated, entry.event = True, event.record_name
                 self.vigil.came(store, event.record_name)
                 try:
                     where = yield from self._keep(asked, event, entry, request_id)
@@ -152,6 +154,7 @@ class Webhooks:
                 entry.outcome, entry.reason = "acked" if where == "kafka" else "spooled", ""
                 return _NOTHING_TO_SAY
             case Invalid(dead_letter):
+                entry.authenticated = True
                 self.vigil.came(store, dead_letter.event or OTHER)
                 return (yield from self._dead_letter(asked, dead_letter, entry, request_id))
 
@@ -178,10 +181,8 @@ class Webhooks:
                 self.ledger.publish_failed(failed.code)
                 entry.reason = failed.code
                 log.error("not_kept", request_id=request_id, topic=topic, code=failed.code, error=str(failed))
-                self.vigil.answered(failed=True)
                 raise Problem("unavailable", headers=_COME_AGAIN) from failed
             span.ended(where, failed=False)
-        self.vigil.answered(failed=False)
         self.ledger.kept(topic, where, time.perf_counter() - began_s)
         return where
 

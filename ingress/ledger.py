@@ -35,6 +35,8 @@ class Entry:
     event: str = OTHER
     outcome: Outcome = "refused"
     reason: str = "internal_error"
+    authenticated: bool = False
+    """Whether it came with a live secret: then its failure is one that the sender counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.vigil import LEAST_REQUESTS, WINDOW_S, Vigil
 from kinguin_streams.schemas.events import EVENT_NAMES, StoreName
 from tests.conftest import KafkaCluster, OwnKafka
 from tests.ingress.faults import stalled
 from tests.ingress.running_ingress import assert_balanced, new_id, order_status, running_ingress, samples, wait_until
+from tests.ingress.test_faulty_parts import Taken, application, post
 
 SHOP = StoreName("shop")
 
@@ -94,7 +96,9 @@ def test_failures_are_warned_of_above_the_budget_and_forgotten_after_the_window(
 def test_silence_is_in_readyz_and_in_the_metrics_and_does_not_change_readiness(
     kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
 ) -> None:
-    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, silence_s=0.5) as running:
+    with running_ingress(
+        kafka.bootstrap_servers, topic_prefix, tmp_path, silence_s=0.5, on_invalid="reject"
+    ) as running:
         wait_until(
             lambda: "[!] store shop-2: no event for" in running.admin("/readyz?verbose").body.decode(), 5, "words"
         )
@@ -105,7 +109,17 @@ def test_silence_is_in_readyz_and_in_the_metrics_and_does_not_change_readiness(
         of_status = (("event", "order.status"), ("store", "default"))
         assert metrics["kinguin_ingress_silence_seconds", of_status] > 0.5  # who has no secret breaks no silence
         running.post(order_status(new_id()))
-        assert running.metrics()["kinguin_ingress_silence_seconds", of_status] < 0.5
+        metrics = running.metrics()
+        assert metrics["kinguin_ingress_silence_seconds", of_status] < 0.5
+        assert metrics["kinguin_ingress_failure_ratio", ()] == 0  # nor is a 401 a failure of the sender's
+        assert running.post(b"{").status == 422
+        assert running.metrics()["kinguin_ingress_failure_ratio", ()] == 0.5  # what is kept, but refused, is one
+
+
+def test_a_fault_of_ours_is_a_failure_of_the_senders() -> None:
+    ledger = Ledger()
+    assert post(application(Taken(RuntimeError("ours")), ledger)).status == 500
+    assert samples(generate_latest(ledger.registry).decode())["kinguin_ingress_failure_ratio", ()] == 1
 
 
 @pytest.mark.kafka
