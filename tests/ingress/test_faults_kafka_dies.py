@@ -25,6 +25,9 @@ from tests.ingress.running_ingress import apply_topics, command, new_id, order_s
 
 pytestmark = pytest.mark.kafka
 
+RATE_PER_S = 200
+"""So that there is still something to be sent when the last kill is over."""
+
 
 def kill_broker(broker: LocalBroker) -> None:
     os.kill(broker.pid, signal.SIGKILL)
@@ -46,7 +49,7 @@ def test_row_1_the_broker_is_killed_under_load_and_nobody_but_us_notices(
     running = start(broker.bootstrap_servers, topic_prefix, tmp_path)
     witness = Witness(tmp_path / "witness.jsonl")
     try:
-        with witness.sender(running.port, posts, broken=0.02) as sender:
+        with witness.sender(running.port, posts, broken=0.02, rate_per_s=RATE_PER_S) as sender:
             for number in range(kills):
                 reached = posts * (number + 1) // (kills + 2)
                 wait_until(lambda at=reached: sender.report().acked >= at, 200, "posts before a kill")  # type: ignore[misc]
@@ -78,7 +81,7 @@ def test_row_1_and_5_broker_and_ingress_are_killed_in_one_run_and_no_acked_event
     ports = {"port": running.port, "admin_port": running.admin_port}
     witness = Witness(tmp_path / "witness.jsonl")
     try:
-        with witness.sender(running.port, posts, broken=0.02) as sender:
+        with witness.sender(running.port, posts, broken=0.02, rate_per_s=RATE_PER_S) as sender:
             for number in range(rounds):
                 reached = posts * (number + 1) // (rounds + 2)
                 wait_until(lambda at=reached: sender.report().acked >= at, 200, "posts before a kill")  # type: ignore[misc]
