@@ -49,6 +49,7 @@ RETRY_AFTER_S: Final = 5
 STRIPPED_HEADERS_LOG_EVERY_S: Final = 60.0
 # What a dead letter keeps of the request. The secret is not among them, nor anything a proxy adds about the client.
 KEPT_HEADERS: Final = ("X-Event-Name", "Content-Type", "Content-Encoding", "User-Agent", "Traceparent")
+_KEPT: Final = tuple((name, name.lower()) for name in KEPT_HEADERS)
 
 _COME_AGAIN: Final = (("Retry-After", str(RETRY_AFTER_S)),)
 _NOTHING_TO_SAY: Final = Answer(204, ())
@@ -106,10 +107,12 @@ class Webhooks:
         """End with the answer: a 2xx only once what was sent is durable, in Kafka or in the spool. Raises nothing."""
         # An id of our own; one from outside would not be trusted. Time-ordered, so that log lines sort by it.
         request_id = str(uuid_utils.uuid7())
-        entry = Entry()
+        entry = self.ledger.open()
         try:
-            with self.ledger.request(entry):
+            try:
                 answer = yield from self._answer(asked, entry, request_id)
+            finally:
+                self.ledger.close(entry)
         except Problem as problem:
             answer = problems.answer(problem, request_id)
         except Exception as error:
@@ -131,7 +134,7 @@ class Webhooks:
         if asked.body is None:
             entry.reason = "body_too_large"
             raise Problem("body_too_large")
-        self.ledger.body_read(len(asked.body))
+        entry.body_bytes = len(asked.body)
         delivery = _delivery(asked, store, asked.body, received_at_ms)
         match decide(delivery, self.secrets):
             case Ping():
@@ -163,7 +166,7 @@ class Webhooks:
         if store is None:
             entry.reason = "unknown_path"
             raise Problem("not_found")
-        if store not in self.secrets.stores:
+        if not self.secrets.has(store):
             entry.reason = "unknown_store"
             raise Problem("unknown_store")
         return store
@@ -183,7 +186,7 @@ class Webhooks:
                 log.error("not_kept", request_id=request_id, topic=topic, code=failed.code, error=str(failed))
                 raise Problem("unavailable", headers=_COME_AGAIN) from failed
             span.ended(where, failed=False)
-        self.ledger.kept(topic, where, time.perf_counter() - began_s)
+        entry.topic, entry.kept, entry.kept_after_s = topic, where, time.perf_counter() - began_s
         return where
 
     def _dead_letter(self, asked: Asked, dead_letter: DeadLetter, entry: Entry, request_id: str) -> Steps[Answer]:
@@ -230,9 +233,7 @@ def _delivery(asked: Asked, store: StoreName, body: bytes, received_at_ms: int) 
         secret=None if secret is None else secret.encode("latin-1"),
         content_type=header("content-type"),
         content_encoding=header("content-encoding"),
-        kept_headers=tuple(
-            (name, value.encode("latin-1")) for name in KEPT_HEADERS if (value := header(name.lower())) is not None
-        ),
+        kept_headers=[(name, value.encode("latin-1")) for name, key in _KEPT if (value := header(key)) is not None],
         body=body,
         received_at_ms=received_at_ms,
     )

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import Message
+from functools import lru_cache
 from typing import Final, Literal, get_args
+
+import msgspec
 
 from kinguin_streams.ingress.payloads import InvalidWebhook, read_event, reasons
 from kinguin_streams.ingress.secrets import Secrets
@@ -21,8 +24,7 @@ RefusalReason = Literal["headers_missing", "wrong_secret"]
 REFUSAL_REASONS: Final[tuple[RefusalReason, ...]] = get_args(RefusalReason)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """One POST, as far as the decision needs it. Absent headers are None."""
 
     store: StoreName
@@ -99,13 +101,17 @@ def _dead_letter(delivery: Delivery, reason: str, detail: str) -> DeadLetter:
 def _check_encoding(delivery: Delivery) -> None:
     if (delivery.content_encoding or "identity").strip().lower() != "identity":
         raise InvalidWebhook("unsupported_encoding", "the body has a Content-Encoding")
-    if delivery.content_type is not None:
-        # The type itself is not looked at: the sender spells it "aplication/json".
-        header = Message()
-        header["Content-Type"] = delivery.content_type
-        charset = header.get_param("charset", "utf-8")
-        if not isinstance(charset, str) or charset.lower() not in {"utf-8", "utf8", "us-ascii"}:
-            raise InvalidWebhook("unsupported_encoding", "the body has a charset that is not UTF-8")
+    if delivery.content_type is not None and not _is_utf_8(delivery.content_type):
+        raise InvalidWebhook("unsupported_encoding", "the body has a charset that is not UTF-8")
+
+
+@lru_cache(maxsize=64)  # a sender has one
+def _is_utf_8(content_type: str) -> bool:
+    # The type itself is not looked at: the sender spells it "aplication/json".
+    header = Message()
+    header["Content-Type"] = content_type
+    charset = header.get_param("charset", "utf-8")
+    return isinstance(charset, str) and charset.lower() in {"utf-8", "utf8", "us-ascii"}
 
 
 def _known(name: str | None) -> EventName:

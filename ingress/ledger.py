@@ -5,15 +5,17 @@ received = in flight + acked + spooled + dead-lettered + refused + pings
 
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from kinguin_streams.ingress.keeper import Where
 from kinguin_streams.schemas.events import EVENT_NAMES
@@ -23,9 +25,8 @@ OUTCOMES: tuple[Outcome, ...] = ("acked", "spooled", "dead_lettered", "refused",
 OTHER = "other"
 """The label of an event name that is not in the fixed set: a sender must not be able to make series."""
 
-
-# A series beside each histogram that says when it was made: OpenMetrics has it, and no dashboard asks.
-disable_created_metrics()
+_DURATIONS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_SIZES_BYTES = (128, 256, 512, 1024, 4096, 16_384, 65_536)
 
 
 @dataclass(slots=True)
@@ -37,6 +38,37 @@ class Entry:
     reason: str = "internal_error"
     authenticated: bool = False
     """Whether it came with a live secret: then its failure is one that the sender counts."""
+    body_bytes: int | None = None
+    """None: no body was read."""
+    topic: str = ""
+    kept: Where | None = None
+    kept_after_s: float = 0.0
+    """From the decision to the confirmation."""
+    opened_s: float = 0.0
+
+
+class _Histogram:
+    """Counts by size. Not safe by itself: the ledger's lock is around it.
+
+    prometheus_client's own takes three locks a value; a request has three values.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
+        """Write it out."""
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        family.add_metric(labels, list(zip(names, accumulate(self._counts), strict=True)), self._sum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,55 +107,33 @@ class Ledger(Collector):
     def __post_init__(self) -> None:
         """Register with the registry: a process has one ledger, a test as many as it likes."""
         self.registry.register(self)
-        self._duration = Histogram(
-            "kinguin_ingress_request_duration_seconds",
-            "From the first byte handed to the application to its answer.",
-            registry=self.registry,
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-        )
-        self._body = Histogram(
-            "kinguin_ingress_request_body_bytes",
-            "Size of request bodies that were read.",
-            registry=self.registry,
-            buckets=(128, 256, 512, 1024, 4096, 16_384, 65_536),
-        )
+        self._durations = _Histogram(_DURATIONS_S)
+        self._bodies = _Histogram(_SIZES_BYTES)
+        self._kept: dict[Where, _Histogram] = {where: _Histogram(_DURATIONS_S) for where in get_args(Where)}
 
-        self._kept = Histogram(
-            "kinguin_ingress_publish_duration_seconds",
-            "From a decision to the confirmation, by Kafka or by the disk.",
-            labelnames=("where",),
-            registry=self.registry,
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-        )
-
-    @contextmanager
-    def request(self, entry: Entry) -> Iterator[None]:
-        """Open an entry for one request and close it with whatever outcome it has at the end, exceptions included."""
-        started_s = time.perf_counter()
+    def open(self) -> Entry:
+        """Return an entry for a request that has just been received. Whoever opens it closes it, whatever happens."""
         with self._lock:
             self._received += 1
             self._in_flight += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._in_flight -= 1
-                event = entry.event if entry.event in EVENT_NAMES else OTHER
-                self._requests[event, entry.outcome] += 1
-                if entry.reason:
-                    self._reasons[entry.outcome, entry.reason] += 1
-            self._duration.observe(time.perf_counter() - started_s)
+        return Entry(opened_s=time.perf_counter())
 
-    def body_read(self, size_bytes: int) -> None:
-        """Note the size of a body."""
-        self._body.observe(size_bytes)
-
-    def kept(self, topic: str, where: Where, seconds: float) -> None:
-        """Note a record that Kafka or the disk has confirmed, and how long that took."""
-        if where == "kafka":
-            with self._lock:
-                self._published[topic] += 1
-        self._kept.labels(where).observe(seconds)
+    def close(self, entry: Entry) -> None:
+        """Count the request as what it has become."""
+        took_s = time.perf_counter() - entry.opened_s
+        event = entry.event if entry.event in EVENT_NAMES else OTHER
+        with self._lock:
+            self._in_flight -= 1
+            self._requests[event, entry.outcome] += 1
+            if entry.reason:
+                self._reasons[entry.outcome, entry.reason] += 1
+            if entry.kept == "kafka":
+                self._published[entry.topic] += 1
+            if entry.kept is not None:
+                self._kept[entry.kept].observe(entry.kept_after_s)
+            if entry.body_bytes is not None:
+                self._bodies.observe(entry.body_bytes)
+            self._durations.observe(took_s)
 
     def publish_failed(self, code: str) -> None:
         """Note a record that neither Kafka nor the spool has taken, or that Kafka will never take."""
@@ -163,7 +173,20 @@ class Ledger(Collector):
         failures = CounterMetricFamily(
             "kinguin_ingress_publish_failures", "Records not kept, by code.", labels=("error",)
         )
+        durations = HistogramMetricFamily(
+            "kinguin_ingress_request_duration_seconds", "From the last byte of a request to its answer."
+        )
+        bodies = HistogramMetricFamily("kinguin_ingress_request_body_bytes", "Size of request bodies that were read.")
+        kept = HistogramMetricFamily(
+            "kinguin_ingress_publish_duration_seconds",
+            "From a decision to the confirmation, by Kafka or by the disk.",
+            labels=("where",),
+        )
         with self._lock:
+            self._durations.add_to(durations)
+            self._bodies.add_to(bodies)
+            for where, histogram in self._kept.items():
+                histogram.add_to(kept, (where,))
             received.add_metric((), self._received)
             in_flight.add_metric((), self._in_flight)
             for (event, outcome), count in self._requests.items():
@@ -174,4 +197,4 @@ class Ledger(Collector):
                 published.add_metric((topic,), count)
             for code, count in self._publish_failures.items():
                 failures.add_metric((code,), count)
-        return received, in_flight, requests, reasons, published, failures
+        return received, in_flight, requests, reasons, published, failures, durations, bodies, kept

@@ -191,7 +191,7 @@ def _decode(decoder: "msgspec.json.Decoder[Payload]", body: bytes) -> Payload:
     try:
         text = body.decode("utf-8")
         payload = decoder.decode(text)
-        json.loads(text, object_pairs_hook=_refuse_duplicates, parse_int=_skip, parse_float=_skip)
+        _duplicates.decode(text)
     except UnicodeDecodeError as error:
         raise InvalidWebhook("invalid_utf8", f"byte {error.start} of the body is not UTF-8") from error
     except RecursionError as error:
@@ -210,6 +210,9 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
 
 def _skip(_number: str) -> None:
     """Leave numbers alone: an int of 5,000 digits in a field that we do not read is no fault."""
+
+
+_duplicates = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_int=_skip, parse_float=_skip)
 
 
 def _short(text: str, field: str) -> str:

@@ -55,6 +55,10 @@ class Secrets:
         """The stores that have a secret: all that exist."""
         return frozenset(self._live)
 
+    def has(self, store: StoreName) -> bool:
+        """Return whether there is such a store."""
+        return store in self._live
+
     def accept(self, store: StoreName, presented: bytes) -> bool:
         """Return whether these are exactly the bytes of a live secret of the store.
 

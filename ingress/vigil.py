@@ -59,9 +59,9 @@ class Vigil(Collector):
         with self._lock:
             if not self._slots or self._slots[-1][0] != slot:
                 self._slots.append((slot, 0, 0))
+                self._forget()
             at, requests, failures = self._slots[-1]
             self._slots[-1] = (at, requests + 1, failures + failed)
-            self._forget()
 
     def _forget(self) -> None:
         while self._slots and self._slots[0][0] < self._now_s() - WINDOW_S:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_IN_UTC = EPOCH.replace(tzinfo=None)
 MIN_MS = -62_135_596_800_000
 """0001-01-01T00:00:00.000Z, the first instant that RFC 3339 and Python can both write."""
 MAX_MS = 253_402_300_799_999
@@ -14,4 +15,4 @@ def to_rfc3339(instant_ms: int) -> str:
 
     instant_ms: MIN_MS to MAX_MS; raises OverflowError outside.
     """
-    return (EPOCH + timedelta(milliseconds=instant_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (_EPOCH_IN_UTC + timedelta(milliseconds=instant_ms)).isoformat(timespec="milliseconds") + "Z"

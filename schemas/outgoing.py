@@ -1,10 +1,12 @@
 """A record on its way to Kafka: topic, key, value, CloudEvents headers, time. Everything but the sending."""
 
 import re
-from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
 
 from kinguin_streams.schemas.codec import RecordEncoder
-from kinguin_streams.schemas.events import DeadLetter, Event, Record
+from kinguin_streams.schemas.events import DeadLetter, Event, Record, RecordName
 from kinguin_streams.schemas.instants import to_rfc3339
 from kinguin_streams.schemas.topics import Topics
 
@@ -15,8 +17,7 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 _TRACESTATE = re.compile(r"[ -~\t]{1,512}")
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingRecord:
+class OutgoingRecord(msgspec.Struct, frozen=True):
     """What a producer needs. timestamp_ms is when we received it, never when it is sent."""
 
     topic: str
@@ -38,13 +39,14 @@ def outgoing(
     Headers follow the CloudEvents 1.0 Kafka binding in binary mode: ce_time is when the sender says the change
     happened, ce_subject is the record key. traceparent is passed on if it is a valid one, and tracestate with it.
     """
+    key = record.key.encode()
     headers = [
         ("ce_specversion", b"1.0"),
         ("ce_id", _id(record).encode()),
-        ("ce_source", _source(record).encode()),
-        ("ce_type", _type(record).encode()),
+        ("ce_source", _source(record)),
+        ("ce_type", _type(record.record_name)),
         ("ce_time", to_rfc3339(_time_ms(record)).encode()),
-        ("ce_subject", record.key.encode()),
+        ("ce_subject", key),
         ("content-type", CONTENT_TYPE),
     ]
     if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
@@ -52,11 +54,7 @@ def outgoing(
         if tracestate is not None and _TRACESTATE.fullmatch(tracestate):
             headers.append(("tracestate", tracestate.encode()))
     return OutgoingRecord(
-        topic=topics.name(record.record_name),
-        key=record.key.encode(),
-        value=encoder.encode(record),
-        headers=tuple(headers),
-        timestamp_ms=_timestamp_ms(record),
+        topics.name(record.record_name), key, encoder.encode(record), tuple(headers), _timestamp_ms(record)
     )
 
 
@@ -64,14 +62,20 @@ def _id(record: Record) -> str:
     return record.dead_letter_id if isinstance(record, DeadLetter) else record.event_id
 
 
-def _source(record: Record) -> str:
+def _source(record: Record) -> bytes:
     if isinstance(record, DeadLetter):
-        return f"urn:kinguin-streams:{record.origin}:{record.consumer or record.store}"
-    return f"urn:kinguin:store:{record.store}"
+        return f"urn:kinguin-streams:{record.origin}:{record.consumer or record.store}".encode()
+    return _source_of_store(record.store)
 
 
-def _type(record: Record) -> str:
-    return "kinguin-streams.dead-letter" if isinstance(record, DeadLetter) else f"net.kinguin.{record.record_name}"
+@lru_cache(maxsize=256)
+def _source_of_store(store: str) -> bytes:
+    return f"urn:kinguin:store:{store}".encode()
+
+
+@lru_cache
+def _type(name: RecordName) -> bytes:
+    return b"kinguin-streams.dead-letter" if name == "dead-letter" else f"net.kinguin.{name}".encode()
 
 
 def _time_ms(record: Event | DeadLetter) -> int:

@@ -7,8 +7,8 @@ request carries still reaches its record: whoever reads the topic goes on with t
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -49,13 +49,11 @@ class Span(Protocol):
 class Traces(Protocol):
     """Spans of what this process does."""
 
-    @contextmanager
-    def sending(self, topic: str, within: TraceHeaders) -> Iterator[Span]:
+    def sending(self, topic: str, within: TraceHeaders) -> AbstractContextManager[Span]:
         """Span a record's way into Kafka or the spool."""
         ...
 
-    @contextmanager
-    def processing(self, consumer: str, records: Sequence[HasHeaders]) -> Iterator[Span]:
+    def processing(self, consumer: str, records: Sequence[HasHeaders]) -> AbstractContextManager[Span]:
         """Span a batch, linked to its records' traces."""
         ...
 
@@ -71,19 +69,23 @@ class _Passed:
     def ended(self, outcome: str, *, failed: bool) -> None:
         """Tell nobody."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
 
 class PassedOn:
     """Traces that are handed on, and not recorded."""
 
-    @contextmanager
-    def sending(self, _topic: str, within: TraceHeaders) -> Iterator[Span]:
+    def sending(self, _topic: str, within: TraceHeaders) -> _Passed:
         """Hand on what came."""
-        yield _Passed(within)
+        return _Passed(within)
 
-    @contextmanager
-    def processing(self, _consumer: str, _records: Sequence[HasHeaders]) -> Iterator[Span]:
+    def processing(self, _consumer: str, _records: Sequence[HasHeaders]) -> _Passed:
         """Do nothing."""
-        yield _Passed(TraceHeaders())
+        return _Passed(TraceHeaders())
 
 
 class _Recorded:

@@ -1,11 +1,11 @@
 """The table of answers, without HTTP and without Kafka: from (headers, body) to what is to be done."""
 
 import hashlib
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kinguin_streams.ingress.decide import (
     INVALID_REASONS,
@@ -36,7 +36,7 @@ GOOD = Delivery(
 
 
 def decision(**changes: object) -> Decision:
-    return decide(replace(GOOD, **changes), SECRETS)  # type: ignore[arg-type]
+    return decide(replace(GOOD, **changes), SECRETS)
 
 
 def reason_of(decided: Decision) -> str:
