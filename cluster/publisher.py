@@ -6,7 +6,7 @@ reported, and they may all have been reported as failed.
 
 import os
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -36,6 +36,55 @@ class PublishFailed(Exception):
 
 class TopicMissing(PublishFailed):
     """The cluster answers, and does not have the topic."""
+
+
+class Report:
+    """What Kafka is going to say of a record: None once all in-sync replicas have it, else why not.
+
+    A concurrent.futures.Future of just that, without its condition variable: making one, waiting for it and settling it
+    took longer than validating the webhook.
+    """
+
+    __slots__ = ("_callbacks", "_came", "_failure", "_is_there")
+
+    def __init__(self) -> None:
+        self._came = threading.Lock()
+        self._came.acquire()
+        self._is_there = False
+        self._failure: PublishFailed | None = None
+        self._callbacks: list[Callable[[Report], object]] = []
+
+    def result(self, timeout: float | None = None) -> PublishFailed | None:
+        """Return it; timeout: in seconds. Raises TimeoutError if it is not there by then."""
+        if not self._is_there:
+            if not self._came.acquire(timeout=-1 if timeout is None else timeout):
+                raise TimeoutError
+            self._came.release()  # for whoever else waits
+        return self._failure
+
+    def add_done_callback(self, fn: "Callable[[Report], object]", /) -> None:
+        """Call it with this report once it is there, on the thread that polls; at once if it is."""
+        self._callbacks.append(fn)
+        if self._is_there:
+            self._call_back()
+
+    def settle(self, failure: PublishFailed | None) -> None:
+        """Say it."""
+        self._failure = failure
+        self._is_there = True
+        self._came.release()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:
+                return  # the other thread, which added it just now, has taken it: each is called once
+            try:
+                callback(self)
+            except Exception:
+                log.exception("report_not_heard")  # it must not end the thread that polls
 
 
 class Publisher(Protocol):
@@ -96,8 +145,8 @@ class KafkaPublisher:
         if failure is not None:
             raise failure
 
-    def send(self, record: OutgoingRecord) -> "Future[PublishFailed | None]":
-        """Hand the record to the client and return what will be its delivery report: None once all in-sync replicas have it.
+    def send(self, record: OutgoingRecord) -> Report:
+        """Hand the record to the client and return what will be its delivery report.
 
         The report comes within delivery_timeout_s of the producer's configuration, on the client's own thread: what is
         called back must not block. Raises PublishFailed if the client does not take the record; then it will not land.
@@ -109,10 +158,10 @@ class KafkaPublisher:
             raise PublishFailed("closed", "the publisher is closed", landed="no")
         if self._fatal is not None:
             raise PublishFailed("fatal", self._fatal, landed="no")
-        report: Future[PublishFailed | None] = Future()
+        report = Report()
 
         def settle(error: KafkaError | None, _message: Message) -> None:
-            report.set_result(None if error is None else self._failure(error))
+            report.settle(None if error is None else self._failure(error))
 
         try:
             self._producer.produce(

@@ -9,7 +9,7 @@ import uuid_utils
 
 from kinguin_streams.ingress import problems
 from kinguin_streams.ingress.answering import REQUEST_ID_HEADER, Webhooks
-from kinguin_streams.ingress.channel import ARRIVED
+from kinguin_streams.ingress.channel import ANSWER, ARRIVED
 from kinguin_streams.ingress.decide import MAX_BODY_BYTES
 from kinguin_streams.ingress.exchange import Answer, Asked
 from kinguin_streams.ingress.problems import Problem
@@ -20,10 +20,14 @@ _NOT_PREFIXED: Final = {"content-type": "CONTENT_TYPE", "content-length": "CONTE
 
 
 def make_app(webhooks: Webhooks) -> falcon.App:  # type: ignore[type-arg]
-    """Return the WSGI application."""
+    """Return the WSGI application.
+
+    What is to be answered may stand in the environment already: waitress_front.py has it found out in waitress's loop. Where
+    it does not, the thread waits.
+    """
 
     def serve(req: falcon.Request, resp: falcon.Response, **_: str) -> None:
-        _write(resp, in_thread(webhooks.answer(_asked(req.env))))
+        _write(resp, req.env.get(ANSWER) or in_thread(webhooks.answer(read(req.env))))
 
     app = falcon.App()
     app.resp_options.default_media_type = None  # type: ignore[assignment] # an answer without a body has no type either
@@ -33,7 +37,8 @@ def make_app(webhooks: Webhooks) -> falcon.App:  # type: ignore[type-arg]
     return app
 
 
-def _asked(environ: dict[str, Any]) -> Asked:
+def read(environ: dict[str, Any]) -> Asked:
+    """Return the request of a WSGI environment."""
     # WSGI hands the path over as latin-1 text.
     path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
     arrived_s = environ.get(ARRIVED, time.monotonic())

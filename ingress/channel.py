@@ -1,5 +1,5 @@
 """What waitress does not do by itself: keep a connection after an answer without a body, know when a request had arrived,
-and cut off who never finishes one.
+cut off who never finishes one, and answer later than when it is asked.
 """
 
 import time
@@ -10,8 +10,12 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.task import WSGITask
 
+from kinguin_streams.ingress.exchange import Answer
+
 ARRIVED: Final = "kinguin.arrived_s"
 """In the WSGI environment: when the last byte of the request was there, on the monotonic clock."""
+ANSWER: Final = "kinguin.answer"
+"""In the WSGI environment: what is to be answered, if that has been found out already."""
 
 
 class Request(HTTPRequestParser):
@@ -20,6 +24,8 @@ class Request(HTTPRequestParser):
     def __init__(self, adj: Any) -> None:
         super().__init__(adj)
         self.began_s = self.arrived_s = time.monotonic()
+        self.answer: Answer | None = None
+        self.environ: dict[str, Any] | None = None
 
     def received(self, data: bytes) -> int:
         """Take more bytes; return how many belong to this request."""
@@ -36,10 +42,13 @@ class Task(WSGITask):
 
     def get_environment(self) -> dict[str, Any]:
         """Return the WSGI environment."""
-        environ: dict[str, Any] = super().get_environment()
         request = cast("Request", self.request)  # a task of the other kind answers for one that could not be read
-        environ[ARRIVED] = request.arrived_s
-        return environ
+        if request.environ is None:
+            request.environ = super().get_environment()
+            request.environ[ARRIVED] = request.arrived_s
+        if request.answer is not None:
+            request.environ[ANSWER] = request.answer
+        return request.environ
 
     def build_response_header(self) -> bytes:
         """Return the head of the answer."""
@@ -60,6 +69,16 @@ class Channel(HTTPChannel):
 
     task_class = Task
     parser_class = Request
+
+    def asked(self) -> dict[str, Any] | None:
+        """Return the WSGI environment of the oldest request; None if the server answers that itself, or nobody is there."""
+        request = self.requests[0]
+        return None if request.error or not self.connected else Task(self, cast("Any", request)).get_environment()
+
+    def answered(self, answer: Answer) -> None:
+        """Answer the oldest request."""
+        cast("Request", self.requests[0]).answer = answer
+        self.service()
 
 
 def cut_off_slow(channels: Iterable[object], timeout_s: float) -> int:

@@ -3,12 +3,11 @@
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Final
 
 import structlog
 
-from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed
+from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed, Report
 from kinguin_streams.ingress.breaker import Breaker
 from kinguin_streams.ingress.spool import ADOPT_EVERY_S, Spool
 from kinguin_streams.ingress.spool_file import Spooled, SpoolFailed, SpoolFile
@@ -76,7 +75,7 @@ class Drain:
         # To a Kafka that has only just answered, one record first.
         at_most = self._batch_records if self._breaker.state == "closed" else 1
         file, waiting = found
-        sent: list[tuple[Spooled, Future[PublishFailed | None]]] = []
+        sent: list[tuple[Spooled, Report]] = []
         held_up: set[str] = set()
         try:
             for spooled in waiting:
@@ -101,7 +100,7 @@ class Drain:
             self._stopping.wait(TURN_S)
             return False
 
-    def _settle(self, file: SpoolFile, sent: Sequence[tuple[Spooled, "Future[PublishFailed | None]"]]) -> bool:
+    def _settle(self, file: SpoolFile, sent: Sequence[tuple[Spooled, Report]]) -> bool:
         delivered, failures, refused = [], [], []
         for spooled, report in sent:
             failure = self._wait_for(report)
@@ -137,7 +136,7 @@ class Drain:
         elif failure.code == "refused":
             self._refused(file, spooled, failure)
 
-    def _wait_for(self, report: "Future[PublishFailed | None]") -> PublishFailed | None:
+    def _wait_for(self, report: Report) -> PublishFailed | None:
         """Return what Kafka says; a report comes, if only to say that the record was given up."""
         while True:
             try:

@@ -18,7 +18,6 @@ from kinguin_streams.ingress.answering import Webhooks
 from kinguin_streams.ingress.listening import BACKLOG, MAX_HEADER_BYTES
 from kinguin_streams.ingress.rsgi import RsgiApp
 from kinguin_streams.ingress.settings import IngressSettings
-from kinguin_streams.ingress.waiting import InLoop
 
 # Its own handlers print on stdout; what it has to say goes where our log goes.
 _LOGGING: dict[str, Any] = {"formatters": {}, "handlers": {}, "loggers": {"_granian": {"propagate": True}}}
@@ -46,7 +45,7 @@ class GranianFront:
         """listener: a socket that listens; granian closes it."""
         self._loop = _new_loop()
         self._request_timeout_s = settings.request_timeout_s
-        self._app = RsgiApp(webhooks, InLoop(self._loop))
+        self._app = RsgiApp(webhooks, self._loop)
         self._serving = self._loop.create_task(self._serve(listener, settings))
         self._server: _Embedded | None = None
 

@@ -7,15 +7,13 @@ Kafka is slow          after a second without any confirmation, or ack_wait_s, t
 neither                NotKept: 503, the sender comes again
 """
 
-import threading
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import structlog
 
-from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed
+from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed, Report
 from kinguin_streams.ingress.breaker import QUIET_S, Breaker
 from kinguin_streams.ingress.spool import Spool
 from kinguin_streams.ingress.spool_file import SpoolFailed
@@ -49,12 +47,7 @@ class Keeper:
     spool: Spool | None
     ack_wait_s: float
     spool_timeout_s: float
-    max_patient: int
-    """How many requests may wait longer than a second: the other threads are for those that Kafka answers."""
     breaker: Breaker = field(default_factory=Breaker)
-
-    def __post_init__(self) -> None:
-        self._patience = threading.BoundedSemaphore(self.max_patient)
 
     def keep(self, record: OutgoingRecord, deadline_s: float) -> Steps[Where]:
         """End once the record is durable. Raises NotKept, or KafkaRefuses.
@@ -83,12 +76,12 @@ class Keeper:
         if self.breaker.confirmed(time.monotonic()):
             log.info("kafka_back")
 
-    def _came_late(self, report: "Future[PublishFailed | None]") -> None:
+    def _came_late(self, report: Report) -> None:
         """Late is not never: without this, Kafka would count as away until the next webhook."""
         if report.result() is None:
             self._confirmed()
 
-    def _report(self, report: "Future[PublishFailed | None]", deadline_s: float) -> Steps[PublishFailed | None]:
+    def _report(self, report: Report, deadline_s: float) -> Steps[PublishFailed | None]:
         """End with what Kafka says of the record. Raises TimeoutError once waiting longer makes no sense."""
         wait_s = max(0.0, min(self.ack_wait_s, deadline_s - time.monotonic() - self.spool_timeout_s))
         at_first_s = min(QUIET_S, wait_s)
@@ -100,13 +93,10 @@ class Keeper:
             if at_first_s == QUIET_S:
                 self._heard_nothing()
             longer_s = wait_s - at_first_s
-            if longer_s <= 0 or self.breaker.state != "closed" or not self._patience.acquire(blocking=False):
+            if longer_s <= 0 or self.breaker.state != "closed":
                 raise
-        try:
-            failure = yield Wait(report, longer_s)
-            return failure
-        finally:
-            self._patience.release()
+        failure = yield Wait(report, longer_s)
+        return failure
 
     def _after(self, failed: PublishFailed, record: OutgoingRecord, deadline_s: float) -> Steps[Where]:
         if failed.code == "refused":
@@ -124,7 +114,7 @@ class Keeper:
     def _spool(
         self,
         record: OutgoingRecord,
-        report: "Future[PublishFailed | None] | None",
+        report: Report | None,
         deadline_s: float,
         without: NotKept,
     ) -> Steps[Where]:

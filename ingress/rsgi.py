@@ -13,8 +13,8 @@ from granian.rsgi import ProtocolClosed
 
 from kinguin_streams.ingress.answering import Webhooks
 from kinguin_streams.ingress.decide import MAX_BODY_BYTES
-from kinguin_streams.ingress.exchange import Asked
-from kinguin_streams.ingress.waiting import InLoop
+from kinguin_streams.ingress.exchange import Answer, Asked
+from kinguin_streams.ingress.waiting import TICK_S, InLoop
 
 UNREADABLE: Final = "\ufffd".encode().decode("latin-1")
 """What stands for a header value that is not visible ASCII: granian does not hand its bytes over. It is never a secret or a
@@ -76,9 +76,11 @@ class HttpProtocol(Protocol):
 class RsgiApp:
     """The application. All its methods are called on the thread of one event loop."""
 
-    def __init__(self, webhooks: Webhooks, waiting: InLoop) -> None:
+    def __init__(self, webhooks: Webhooks, loop: asyncio.AbstractEventLoop) -> None:
         self._webhooks = webhooks
-        self._waiting = waiting
+        self._loop = loop
+        self._waiting = InLoop(lambda: loop.call_soon_threadsafe(self._waiting.resume))
+        loop.call_soon(self._tick)
         self._reading: dict[asyncio.Task[None] | None, float] = {}
 
     async def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> None:
@@ -97,11 +99,17 @@ class RsgiApp:
         finally:
             del self._reading[task]
         asked = Asked(scope.method, scope.path, headers.get, body, time.monotonic())
-        answer = await self._waiting.run(self._webhooks.answer(asked))
+        answered: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting.start(self._webhooks.answer(asked), answered.set_result)
+        answer = await answered
         if answer.body:
             protocol.response_bytes(answer.status, list(answer.headers), answer.body)
         else:
             protocol.response_empty(answer.status, list(answer.headers))
+
+    def _tick(self) -> None:
+        self._waiting.time_out()
+        self._loop.call_later(TICK_S, self._tick)
 
     def cut_off_slow(self, timeout_s: float) -> int:
         """Give up requests whose body has been coming in for longer than this; return how many."""

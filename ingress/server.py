@@ -82,7 +82,6 @@ class Server:
             self.spool,
             ack_wait_s=self.settings.ack_wait_s,
             spool_timeout_s=self.spool.timeout_s if self.spool is not None else 0.0,
-            max_patient=self._max_patient,
         )
         ProcessMetrics(self.publisher, self.ledger.registry)
         self._drain: Drain | None = None
@@ -127,12 +126,6 @@ class Server:
         )
         self._stop_at_s: float | None = None
         self._look_at_s = 0.0
-
-    @property
-    def _max_patient(self) -> int:
-        # In an event loop who waits keeps nobody else waiting.
-        by_thread = self.settings.server == "waitress"
-        return max(1, self.settings.threads // 2) if by_thread else self.settings.connection_limit
 
     def _make_front(self, listener: socket.socket, webhooks: Webhooks) -> Front:
         if self.settings.server == "waitress":

@@ -47,8 +47,7 @@ class IngressSettings(BaseModel):
     server: Literal["waitress", "granian"] = Field(
         default="waitress", description="what speaks HTTP; granian (extra `granian`) answers the same, and more at once"
     )
-    threads: int = Field(default=32, ge=1, le=1024, description="waitress: requests that may wait for Kafka at once")
-    connection_limit: int = Field(default=1000, ge=1, description="open connections")
+    connection_limit: int = Field(default=1000, ge=1, description="open connections, each with one request at a time")
     reuse_port: bool = Field(
         default=False, description="share the port with other processes, each with an admin port of its own"
     )

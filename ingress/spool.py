@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 import uuid_utils.compat
 
-from kinguin_streams.cluster.publisher import PublishFailed
+from kinguin_streams.cluster.publisher import Report
 from kinguin_streams.ingress.settings import SpoolSettings
 from kinguin_streams.ingress.spool_file import SUFFIX, Contents, FileTaken, Spooled, SpoolFailed, SpoolFile, sync_folder
 from kinguin_streams.schemas.outgoing import OutgoingRecord
@@ -110,7 +110,7 @@ class Spool:
             return f"the disk under {self._settings.path} is full"
         return None
 
-    def append(self, record: OutgoingRecord, report: "Future[PublishFailed | None] | None" = None) -> "Future[int]":
+    def append(self, record: OutgoingRecord, report: Report | None = None) -> "Future[int]":
         """Begin to put the record on disk; return what is done once it is there. Raises SpoolFailed, and so may that.
 
         report: what Kafka is still to say about this record, if it has been handed over already. Delivered after all, it
@@ -124,9 +124,7 @@ class Spool:
         done.add_done_callback(lambda appended: self._appended(file, appended, report))
         return done
 
-    def _appended(
-        self, file: SpoolFile, appended: "Future[int]", report: "Future[PublishFailed | None] | None"
-    ) -> None:
+    def _appended(self, file: SpoolFile, appended: "Future[int]", report: Report | None) -> None:
         if appended.exception() is not None:
             return
         spooled_id = appended.result()
@@ -135,7 +133,7 @@ class Spool:
         else:
             report.add_done_callback(lambda late: self._report_came(file, spooled_id, late))
 
-    def _report_came(self, file: SpoolFile, spooled_id: int, late: "Future[PublishFailed | None]") -> None:
+    def _report_came(self, file: SpoolFile, spooled_id: int, late: Report) -> None:
         file.report_came(spooled_id, delivered=late.result() is None)
         self.arrived.set()
 

@@ -3,7 +3,7 @@
 So the order of the steps, which is the promise, stands once, whatever the server is.
 """
 
-import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 T = TypeVar("T")
 
 TICK_S: Final = 0.05
-"""How late a wait in an event loop may end: one timer looks at all of them, since a timer for each costs more than the rest."""
+"""How late a wait in an event loop may end: all are looked at together, since a timer for each costs more than the rest."""
 
 
 class Awaited(Protocol):
@@ -55,59 +55,77 @@ def in_thread(steps: Steps[T]) -> T:
         return ended
 
 
+class _Running:
+    """Steps that have begun and not ended."""
+
+    __slots__ = ("ended", "steps", "until_s", "wait")
+
+    def __init__(self, steps: Steps[Any], ended: Callable[[Any], object]) -> None:
+        self.steps = steps
+        self.ended = ended
+        self.wait: Wait | None = None
+        self.until_s = 0.0
+
+
 class InLoop:
-    """Runs steps in an event loop, which serves others while one waits.
+    """Runs steps in an event loop, which serves others while one waits. All but `_arrive` is called on the loop's thread.
 
     Results come from other threads many at a time; they cross into the loop together, by one wake-up.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._arrived: deque[asyncio.Future[None]] = deque()
-        self._wakes = False
-        self._until_s: dict[asyncio.Future[None], float] = {}
-        self._loop.call_soon(self._tick)
+    def __init__(self, wake: Callable[[], object]) -> None:
+        """wake: has the loop call `resume` soon; called on any thread."""
+        self._wake = wake
+        self._is_woken = False
+        self._arrived: deque[tuple[_Running, Wait]] = deque()
+        self._waiting: set[_Running] = set()
 
-    async def run(self, steps: Steps[T]) -> T:
-        """Run the steps to their end."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
+    def start(self, steps: Steps[T], ended: Callable[[T], object]) -> None:
+        """Run the steps as far as they go without waiting. ended: called with what they end with, now or later."""
+        self._go_on(_Running(steps, ended), None)
+
+    def resume(self) -> None:
+        """Go on with what has something to go on with."""
+        self._is_woken = False  # before looking: what arrives from now on wakes again
+        for _ in range(len(self._arrived)):
+            running, wait = self._arrived.popleft()
+            if running.wait is wait:  # else it has given up on this one
+                self._go_on(running, wait)
+
+    def time_out(self) -> None:
+        """Go on with what has waited long enough. To be called every TICK_S."""
+        now_s = time.monotonic()
+        for running in [each for each in self._waiting if each.until_s <= now_s]:
+            self._go_on(running, running.wait)
+
+    def _go_on(self, running: _Running, wait: Wait | None) -> None:
         try:
-            wait = next(steps)
-            while True:
-                woken = self._loop.create_future()
-                self._until_s[woken] = self._loop.time() + wait.timeout_s
-                wait.awaited.add_done_callback(partial(self._arrive, woken))
-                await woken
-                del self._until_s[woken]
+            if wait is None:
+                following = next(running.steps)
+            else:
+                self._waiting.discard(running)
                 try:
                     result = wait.awaited.result(0)
                 except Exception as error:  # noqa: BLE001 - the steps decide what becomes of it
-                    wait = steps.throw(error)
+                    following = running.steps.throw(error)
                 else:
-                    wait = steps.send(result)
+                    following = running.steps.send(result)
         except StopIteration as done:
-            ended: T = done.value
-            return ended
+            running.wait = None
+            running.ended(done.value)
+            return
+        running.wait = following
+        running.until_s = time.monotonic() + following.timeout_s
+        self._waiting.add(running)
+        following.awaited.add_done_callback(partial(self._arrive, running, following))
 
-    def _arrive(self, woken: "asyncio.Future[None]", _awaited: object) -> None:
-        """Called by whichever thread has the result."""
-        self._arrived.append(woken)
-        if not self._wakes:
-            self._wakes = True
-            self._loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
-        self._wakes = False  # before looking: what arrives from now on calls again
-        while self._arrived:
-            _resume(self._arrived.popleft())
-
-    def _tick(self) -> None:
-        now_s = self._loop.time()
-        for woken, until_s in self._until_s.items():
-            if until_s <= now_s:
-                _resume(woken)
-        self._loop.call_later(TICK_S, self._tick)
-
-
-def _resume(woken: "asyncio.Future[None]") -> None:
-    if not woken.done():
-        woken.set_result(None)
+    def _arrive(self, running: _Running, wait: Wait, _awaited: object) -> None:
+        self._arrived.append((running, wait))
+        if not self._is_woken:
+            self._is_woken = True
+            self._wake()

@@ -42,7 +42,7 @@ def test_the_reasons_of_the_application_are_those_in_its_source() -> None:
 def test_the_documented_limits_and_headers_are_those_of_the_code() -> None:
     defaults = IngressSettings()
     assert decide.MAX_BODY_BYTES == 65_536
-    assert (defaults.threads, defaults.connection_limit, defaults.ack_wait_s) == (32, 1000, 3.0)
+    assert (defaults.connection_limit, defaults.ack_wait_s, defaults.deadline_s) == (1000, 3.0, 5.0)
     assert (defaults.port, defaults.admin_port) == (8080, 8081)
     assert f"`{answering.FAULT_HEADER}`" in DOCUMENT
     assert f"`Retry-After: {answering.RETRY_AFTER_S}`" in DOCUMENT
