@@ -4,8 +4,10 @@ That it is the same, every test with the fixture `ingress` shows: each runs on b
 """
 
 import http.client
+import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +85,13 @@ def _status(ingress: RunningIngress, request: bytes) -> int:
         return CLOSED
     finally:
         connection.close()
+
+
+def test_the_page_about_http_lists_the_same_differences() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text("utf-8")
+    for name, case in DIFFERENCES.items():
+        says = [str(status) if status != CLOSED else "(waits|closed)" for status in (case.waitress, case.granian)]
+        assert re.search(rf"^\| {re.escape(name)} \| {says[0]} \| {says[1]} \|$", page, re.MULTILINE), name
 
 
 def test_an_answer_has_the_same_headers_but_for_those_that_a_server_adds(ingress: RunningIngress) -> None:
