@@ -1,5 +1,6 @@
 """The life of an ingress process: start, serve, and stop without cutting a request off. The same with both servers."""
 
+import gc
 import os
 import signal
 import socket
@@ -153,6 +154,9 @@ class Server:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._on_signal)
         signal.signal(signal.SIGHUP, lambda _number, _frame: self._reload.now())
+        # What is there by now stays. Looking through it again with each collection took a twentieth of the time.
+        gc.collect()
+        gc.freeze()
         self._reload.start()
         threading.Thread(target=self._admin.run, name="admin", daemon=True).start()
         if self._drain is not None:

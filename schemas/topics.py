@@ -41,7 +41,10 @@ class Topics:
 
     def name(self, record: RecordName) -> str:
         """Return the topic that takes records of this name."""
-        return next(spec.name for spec in self.specs if spec.record == record)
+        for spec in self.specs:
+            if spec.record == record:
+                return spec.name
+        raise KeyError(record)
 
     def record(self, topic: str) -> RecordName:
         """Return what the topic of this name holds; raises KeyError for a topic that is not ours."""
