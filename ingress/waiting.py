@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
+import structlog
+
+log = structlog.get_logger()
+
 T = TypeVar("T")
 
 TICK_S: Final = 0.05
@@ -118,6 +122,10 @@ class InLoop:
         except StopIteration as done:
             running.wait = None
             running.ended(done.value)
+            return
+        except Exception:  # steps raise nothing, but if they do, one request has no answer, and the others have theirs
+            running.wait = None
+            log.exception("steps_broke_off")
             return
         running.wait = following
         running.until_s = time.monotonic() + following.timeout_s
