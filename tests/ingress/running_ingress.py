@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
@@ -170,15 +170,28 @@ class Log:
     def new(self, name: RecordName) -> list[Kept]:
         """Return the records of a topic that were not returned before, in no order across partitions."""
         topic = self._topics.name(name)
-        partitions = self._consumer.list_topics(topic, timeout=10).topics[topic].partitions
         found: list[Kept] = []
-        for partition in partitions:
+        for partition, end in self._ends(topic).items():
             first = self._next.get((topic, partition), 0)
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
             if end > first:
                 found += self._read(topic, partition, first, end)
                 self._next[topic, partition] = end
         return found
+
+    def _ends(self, topic: str) -> dict[int, int]:
+        """Return where each partition ends. One of a broker that was paused or killed has no leader for a moment."""
+        deadline_s = time.monotonic() + 30
+        while True:
+            try:
+                partitions = self._consumer.list_topics(topic, timeout=10).topics[topic].partitions
+                return {
+                    partition: self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]
+                    for partition in partitions
+                }
+            except KafkaException:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.1)
 
     def _read(self, topic: str, partition: int, first: int, end: int) -> Iterator[Kept]:
         self._consumer.assign([TopicPartition(topic, partition, first)])

@@ -73,7 +73,6 @@ def test_row_10_a_full_producer_queue_is_no_500_and_takes_no_memory(
             wait_until_drained(running)
         else:
             wait_until(lambda: running.post(order_status("last")).status == 204, 20, "Kafka's return")
-            running.log.skip()
             return
         assert assert_invariants(witness, running).acked == 250
 
