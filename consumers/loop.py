@@ -6,8 +6,8 @@ afterwards, for lag tools, and never read.
 """
 
 import time
-from collections.abc import Container, Iterable
-from typing import Any
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 COMMIT_EVERY_S = 1.0
 REPORT_EVERY_S = 10.0
+GOES_BY_ITSELF: Final = frozenset({"state_away", "state_busy"})
+"""What the database may say that a consumer waits for, instead of ending: the server restarts, another writer takes long."""
 _NO_SUCH_TOPIC = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -86,6 +88,8 @@ class ConsumeLoop:
         """Of every assigned partition, the next offset as the database has it; None: it has none yet."""
         self._sources: dict[TopicPart, PartitionSource] = {}
         self._held: dict[TopicPart, _Waiting] = {}
+        self._away: _Away | None = None
+        """The database does not answer: every partition is paused, and nothing takes effect."""
         self._failure: Exception | None = None
         self._stopping = False
         self._uncommitted: dict[TopicPart, int] = {}
@@ -99,6 +103,11 @@ class ConsumeLoop:
     def assigned(self) -> frozenset[TopicPart]:
         """The partitions that Kafka's group has given to this process."""
         return frozenset(self._sources)
+
+    @property
+    def waits_for_database(self) -> bool:
+        """Whether every partition is paused because the database does not answer."""
+        return self._away is not None
 
     def stop(self) -> None:
         """Ask the loop to end after the batch in hand. May be called from a signal handler or another thread."""
@@ -132,10 +141,20 @@ class ConsumeLoop:
         if self._failure is not None:
             raise self._failure
         self._identity.watch()
+        if self._away is not None:
+            # What was fetched is dropped: once the database is back, everything is read again from its offsets.
+            self._try_database_again(consumer, self._away)
+            return
         now_s = time.monotonic()
         due = {part: waiting for part, waiting in self._held.items() if waiting.due_s <= now_s}
         held_back = [message for waiting in due.values() for message in waiting.held.messages]
-        self._take_effect(consumer, [*held_back, *self._wanted(fetched, due)])
+        try:
+            self._take_effect(consumer, [*held_back, *self._wanted(fetched, due)])
+        except OperatorError as error:
+            if error.code not in GOES_BY_ITSELF:
+                raise
+            self._wait_for_database(error)
+            consumer.pause([TopicPartition(*part) for part in self._sources])
         if time.monotonic() - self._last_commit_s >= COMMIT_EVERY_S:
             self._commit_for_lag_tools(consumer)
         self._report()
@@ -248,31 +267,80 @@ class ConsumeLoop:
     def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Start at the offsets of the database, or at the beginning of a partition that it does not know."""
         cluster_id, topic_ids = self._identity.ask()
-        stored = self._store.offsets(cluster_id, topic_ids)
-        starts: list[TopicPartition] = []
-        for partition in partitions:
-            part = TopicPart(partition.topic, partition.partition)
-            source = PartitionSource(cluster_id, topic_ids[part.topic], *part)
-            next_offset = stored.get(source)
-            self._sources[part] = source
-            self._next[source] = next_offset
-            start = OFFSET_BEGINNING if next_offset is None else next_offset
-            starts.append(TopicPartition(*part, start))
+        parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
+        self._sources.update({part: PartitionSource(cluster_id, topic_ids[part.topic], *part) for part in parts})
+        try:
+            starts = self._starts(cluster_id, topic_ids, parts)
+        except OperatorError as error:
+            if error.code not in GOES_BY_ITSELF:
+                raise
+            self._wait_for_database(error)
+            starts = [TopicPartition(*part, OFFSET_BEGINNING) for part in parts]
         if self._assigns_incrementally:
             consumer.incremental_assign(starts)
         else:
             consumer.assign(starts)
         # The client remembers across assignments that a partition was paused, and what it waited for is forgotten here:
         # measured, a held partition that came back from a rebalance was never read again.
-        consumer.resume(starts)
+        if self._away is None:
+            consumer.resume(starts)
+        else:
+            consumer.pause(starts)
         self._log.info("partitions_assigned", partitions=_by_topic(self._sources))
+
+    def _starts(
+        self, cluster_id: str, topic_ids: Mapping[str, str], parts: Iterable[TopicPart]
+    ) -> list[TopicPartition]:
+        """Return where each partition is to be read from, and note it."""
+        stored = self._store.offsets(cluster_id, topic_ids)
+        starts: list[TopicPartition] = []
+        for part in parts:
+            next_offset = self._next[self._sources[part]] = stored.get(self._sources[part])
+            starts.append(TopicPartition(*part, OFFSET_BEGINNING if next_offset is None else next_offset))
+        return starts
+
+    def _wait_for_database(self, error: OperatorError) -> None:
+        delay_s = self._settings.state_retry_s
+        if self._away is not None:
+            delay_s = min(self._away.delay_s * 2, self._settings.state_retry_max_s)
+        self._away = _Away(delay_s, time.monotonic() + delay_s)
+        self._log.error(
+            "state_away", reason=str(error), retry_in_s=delay_s, hint="every partition waits, and no offset moves"
+        )
+
+    def _try_database_again(self, consumer: Consumer, away: "_Away") -> None:
+        """Once the database answers, read everything again from its offsets.
+
+        Nobody knows whether the last transaction was committed when the line broke; its offsets say so.
+        """
+        if time.monotonic() < away.due_s:
+            return
+        cluster_id, topic_ids = self._identity.ask()
+        try:
+            starts = self._starts(cluster_id, topic_ids, self._sources)
+        except OperatorError as error:
+            if error.code not in GOES_BY_ITSELF:
+                raise
+            self._wait_for_database(error)
+            return
+        self._away = None
+        self._held.clear()
+        if not starts:
+            return
+        if self._assigns_incrementally:
+            consumer.incremental_unassign(starts)
+            consumer.incremental_assign(starts)
+        else:
+            consumer.assign(starts)
+        consumer.resume(starts)
+        self._log.info("state_back", partitions=_by_topic(self._sources))
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             part = TopicPart(partition.topic, partition.partition)
             source = self._sources.pop(part, None)
             if source is not None:
-                del self._next[source]
+                self._next.pop(source, None)
             self._held.pop(part, None)
             self._uncommitted.pop(part, None)
         self._log.info("partitions_revoked", partitions=_by_topic(TopicPart(p.topic, p.partition) for p in partitions))
@@ -326,6 +394,13 @@ class ConsumeLoop:
         if now_s - self._last_report_s >= REPORT_EVERY_S:
             self._last_report_s = now_s
             self._reported = self.applied
+
+
+class _Away(NamedTuple):
+    """The database is asked again then."""
+
+    delay_s: float
+    due_s: float
 
 
 class _Waiting:

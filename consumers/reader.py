@@ -164,7 +164,11 @@ def _states(connection: Connection, projection: str) -> Select[Any]:
     table = tables.projection_state
     return (
         select(table.c.store, table.c.id, table.c.state)
-        .where(table.c.projection == projection, table.c.generation == _live_generation(connection, projection))
+        .where(
+            table.c.projection == projection,
+            table.c.generation == _live_generation(connection, projection),
+            table.c.state != tables.NONE_YET,
+        )
         .order_by(table.c.store, table.c.id)
     )
 

@@ -10,7 +10,9 @@ class StateSettings(BaseModel):
 
     url: str = Field(
         default="sqlite:///.data/state.db",
-        description="database of states and offsets: sqlite:///PATH, the path relative to the working folder",
+        repr=False,
+        description="database of states and offsets: sqlite:///PATH, the path relative to the working folder, or "
+        "postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE for several processes of one consumer",
     )
     busy_timeout_s: float = Field(
         default=30.0, gt=0, le=600, description="how long a writer waits for another process that is writing"
@@ -38,6 +40,10 @@ class ConsumerSettings(BaseModel):
         default=1.0, gt=0, description="first wait before a record of an unknown schema is tried again; doubles"
     )
     schema_retry_max_s: float = Field(default=60.0, gt=0, description="longest such wait")
+    state_retry_s: float = Field(
+        default=0.5, gt=0, description="first wait before a database that is away is asked again; doubles"
+    )
+    state_retry_max_s: float = Field(default=10.0, gt=0, description="longest such wait")
 
     def group_id(self, consumer: str) -> str:
         """Return the consumer group of `consume NAME`."""

@@ -9,8 +9,23 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, and_, case, func, not_, or_, select, tuple_, update
-from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import database, tables
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
@@ -65,15 +80,20 @@ class StateStore:
         self._settings = settings
         self._projection = projection
         self._engine: Engine = database.open_for_writing(settings)
-        database.prepare(self._engine, settings)
+        try:
+            database.prepare(self._engine, settings)
+            with database.explained(settings), self._engine.begin() as connection:
+                self._generation = _live_generation(connection, projection)
+        except BaseException:
+            self._engine.dispose()
+            raise
+        dialect = self._engine.dialect.name
         self._writer: _FoldWriter | _RowsWriter
-        with database.explained(settings), self._engine.begin() as connection:
-            generation = _live_generation(connection, projection)
         if isinstance(projection, FoldProjection):
-            self._writer = _FoldWriter(projection, generation)
+            kind = _LockingFoldWriter if dialect == "postgresql" else _FoldWriter
+            self._writer = kind(projection, self._generation)
         else:
-            self._writer = _RowsWriter(projection, generation)
-        self._generation = generation
+            self._writer = _RowsWriter(projection, self._generation, dialect)
 
     @property
     def engine(self) -> Engine:
@@ -115,7 +135,6 @@ class StateStore:
         Raises LostPartition, or an OperatorError of consumers/database.py; nothing has happened then.
         """
         with database.explained(self._settings), self._engine.begin() as connection:
-            # On SQLite, BEGIN IMMEDIATE has shut out every other writer, so the rows need no lock of their own.
             for advance in sorted(advances):
                 self._advance(connection, advance)
             self._writer.write(connection, batch)
@@ -129,17 +148,22 @@ class StateStore:
         }
         statement: Any
         if advance.expected is None:
-            statement = insert(table).values(**key, next_offset=advance.next_offset).on_conflict_do_nothing()
+            insert = _insert_into(table, connection.dialect.name)
+            statement = insert.values(**key, next_offset=advance.next_offset).on_conflict_do_nothing()
         else:
             statement = update(table).values(next_offset=advance.next_offset)
             statement = statement.where(*(table.c[column] == value for column, value in key.items()))
             statement = statement.where(table.c.next_offset == advance.expected)
-        if connection.execute(statement).rowcount != 1:
+        # Not rowcount: of an INSERT that may do nothing, SQLAlchemy does not keep it on every database.
+        if connection.execute(statement.returning(table.c.next_offset)).first() is None:
             raise LostPartition(self._projection.name, advance)
 
 
 class _FoldWriter:
-    """Loads the states of a batch, folds it in, and writes what has changed, in the order of the keys."""
+    """Loads the states of a batch, folds it in, and writes what has changed, in the order of the keys.
+
+    For SQLite: BEGIN IMMEDIATE has shut out every other writer, so the rows need no lock of their own.
+    """
 
     def __init__(self, projection: FoldProjection[Any, Any], generation: int) -> None:
         self._key = projection.key
@@ -151,7 +175,7 @@ class _FoldWriter:
         self._select = select(table.c.id, table.c.state).where(
             table.c.projection == projection.name, table.c.generation == generation
         )
-        upsert = insert(table)
+        upsert = sqlite.insert(table)
         self._upsert = upsert.on_conflict_do_update(
             index_elements=list(table.primary_key),
             set_={"state": upsert.excluded.state, "revision": table.c.revision + 1},
@@ -163,16 +187,15 @@ class _FoldWriter:
             by_key.setdefault(self._key(received.event), []).append(received)
         keys = sorted(by_key)
         states = self._load(connection, keys)
-        changed: list[dict[str, Any]] = []
+        changed: list[tuple[StateKey, str]] = []
         for key in keys:
             before = state = states.get(key)
             for received in by_key[key]:
                 state = self._fold(state, received)
             if state is not before:
-                text = self._encode(state).decode()
-                changed.append({**self._scope, "store": key.store, "id": key.id, "state": text, "revision": 1})
+                changed.append((key, self._encode(state).decode()))
         if changed:
-            connection.execute(self._upsert, changed)
+            self._save(connection, changed)
 
     def _load(self, connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Any]:
         table = tables.projection_state
@@ -185,15 +208,97 @@ class _FoldWriter:
                     states[StateKey(store, id_)] = self._decode(text)
         return states
 
+    def _save(self, connection: Connection, changed: Sequence[tuple[StateKey, str]]) -> None:
+        rows = [
+            {**self._scope, "store": key.store, "id": key.id, "state": text, "revision": 1} for key, text in changed
+        ]
+        connection.execute(self._upsert, rows)
+
+
+class _LockingFoldWriter(_FoldWriter):
+    """For PostgreSQL: the rows are there before they are read, and locked while the fold works on them.
+
+    A row that is not there cannot be locked: two writers would both read nothing, and the later one would overwrite the
+    other's state with one that does not know of it. Always in the order of the keys, so that nobody waits in a circle.
+    """
+
+    def __init__(self, projection: FoldProjection[Any, Any], generation: int) -> None:
+        super().__init__(projection, generation)
+        table = tables.projection_state
+        keys = (
+            func.unnest(
+                bindparam("stores", type_=postgresql.ARRAY(Text)), bindparam("ids", type_=postgresql.ARRAY(Text))
+            )
+            .table_valued("store", "id", name="wanted")
+            .render_derived()
+        )
+        scope = [literal(self._scope[name]).label(name) for name in ("projection", "generation")]
+        self._insert = (
+            postgresql.insert(table)
+            .from_select(
+                ["projection", "generation", "store", "id", "state", "revision"],
+                select(*scope, keys.c.store, keys.c.id, literal(tables.NONE_YET), literal(0)),
+            )
+            .on_conflict_do_nothing()
+        )
+        mine = and_(
+            table.c.projection == self._scope["projection"],
+            table.c.generation == self._scope["generation"],
+            table.c.store == keys.c.store,
+            table.c.id == keys.c.id,
+        )
+        self._lock = (
+            select(table.c.store, table.c.id, table.c.state)
+            .join_from(table, keys, mine)
+            .order_by(table.c.store, table.c.id)
+            .with_for_update(of=table)
+        )
+        new = (
+            func.unnest(
+                bindparam("stores", type_=postgresql.ARRAY(Text)),
+                bindparam("ids", type_=postgresql.ARRAY(Text)),
+                bindparam("states", type_=postgresql.ARRAY(Text)),
+            )
+            .table_valued("store", "id", "state", name="new")
+            .render_derived()
+        )
+        self._update = (
+            update(table)
+            .values(state=new.c.state, revision=table.c.revision + 1)
+            .where(
+                table.c.projection == self._scope["projection"],
+                table.c.generation == self._scope["generation"],
+                table.c.store == new.c.store,
+                table.c.id == new.c.id,
+            )
+        )
+
+    def _load(self, connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Any]:
+        wanted = {"stores": [key.store for key in keys], "ids": [key.id for key in keys]}
+        connection.execute(self._insert, wanted)
+        return {
+            StateKey(store, id_): self._decode(text)
+            for store, id_, text in connection.execute(self._lock, wanted)
+            if text != tables.NONE_YET
+        }
+
+    def _save(self, connection: Connection, changed: Sequence[tuple[StateKey, str]]) -> None:
+        rows = {
+            "stores": [key.store for key, _ in changed],
+            "ids": [key.id for key, _ in changed],
+            "states": [text for _, text in changed],
+        }
+        connection.execute(self._update, rows)
+
 
 class _RowsWriter:
     """Writes a row for each event. Of several deliveries of one event the smallest position is kept."""
 
-    def __init__(self, projection: RowsProjection[Any], generation: int) -> None:
+    def __init__(self, projection: RowsProjection[Any], generation: int, dialect: str) -> None:
         self._row = projection.row
         self._generation = generation
         self._table = tables.metadata.tables[projection.table]
-        self._upsert = _keep_smallest_position(self._table)
+        self._upsert = _keep_smallest_position(self._table, dialect)
 
     def write(self, connection: Connection, batch: Sequence[Received[Any]]) -> None:
         rows = [{"generation": self._generation, **self._row(received)} for received in batch]
@@ -203,13 +308,13 @@ class _RowsWriter:
             connection.execute(self._upsert, rows)
 
 
-def _keep_smallest_position(table: Table) -> Insert:
+def _keep_smallest_position(table: Table, dialect: str) -> Any:
     """Return an upsert whose result does not depend on the order of the deliveries of one event.
 
     Two deliveries of one event may have been written with different schema versions, while replicas are upgraded: each
     column keeps the value of the one that had it.
     """
-    new = insert(table)
+    new = _insert_into(table, dialect)
     position = ("topic", "partition", "offset")
     is_smaller = tuple_(*(new.excluded[column] for column in position)) < tuple_(
         *(table.c[column] for column in position)
@@ -233,7 +338,9 @@ def _keep_smallest_position(table: Table) -> Insert:
 
 def _live_generation(connection: Connection, projection: Projection) -> int:
     table = tables.projection
-    first = insert(table).values(name=projection.name, live_generation=FIRST_GENERATION, version=projection.version)
+    first = _insert_into(table, connection.dialect.name).values(
+        name=projection.name, live_generation=FIRST_GENERATION, version=projection.version
+    )
     connection.execute(first.on_conflict_do_nothing())
     generation, version = connection.execute(
         select(table.c.live_generation, table.c.version).where(table.c.name == projection.name)
@@ -246,6 +353,11 @@ def _live_generation(connection: Connection, projection: Projection) -> int:
             NEW_DATABASE_HINT,
         )
     return int(generation)
+
+
+def _insert_into(table: Table, dialect: str) -> Any:
+    """Return an INSERT that knows ON CONFLICT, which SQLAlchemy has for each database by itself."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def _chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -6,10 +6,17 @@ make of a projection a row belongs to: a rebuild fills another one beside the li
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table
+from sqlalchemy import Text as AnyText
 
 REVISIONS: Final = ("0001",)
 """The schema versions there have been, oldest first; the last one is what this code reads and writes."""
+
+# In the order of code points, which is Python's and SQLite's too: readers and locks go by it.
+Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")
+
+NONE_YET: Final = ""
+"""The state of a key whose row has been made only to be locked; no JSON is empty."""
 
 metadata = MetaData()
 

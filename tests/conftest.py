@@ -25,6 +25,8 @@ from kinguin_streams.cluster.local_broker import LocalBroker
 from kinguin_streams.cluster.settings import LocalSettings
 from kinguin_streams.telemetry.operator_error import OperatorError
 from tests import apicurio as apicurio_registry
+from tests import postgres_server
+from tests.postgres_server import PostgresServer
 from tests.slow_line import SlowLine
 
 IMAGE = "apache/kafka:4.3.1"
@@ -106,6 +108,38 @@ def apicurio(pytestconfig: pytest.Config) -> str:
     if "why_not" in found:
         _skip_or_fail(found["why_not"], "schema registry")
     return str(found["url"])
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> PostgresServer:
+    """The session's PostgreSQL, for databases of your own: `postgres.new_database()` returns the URL of one."""
+    run_dir = _run_dir(pytestconfig)
+    record = run_dir / "postgres.json"
+    with _alone(run_dir):
+        if not record.exists():
+            record.write_text(json.dumps(_start_postgres(run_dir)))
+        found = json.loads(record.read_text())
+    if "why_not" in found:
+        _skip_or_fail(found["why_not"], "PostgreSQL")
+    return PostgresServer(Path(found["data_dir"]), found["port"])
+
+
+@pytest.fixture
+def own_postgres(pytestconfig: pytest.Config) -> PostgresServer:
+    """A PostgreSQL of the test's own, to stop and start; it is removed at the end of the run."""
+    found = _start_postgres(_run_dir(pytestconfig))
+    if "why_not" in found:
+        _skip_or_fail(str(found["why_not"]), "PostgreSQL")
+    return PostgresServer(Path(str(found["data_dir"])), int(found["port"]))
+
+
+def _start_postgres(run_dir: Path) -> dict[str, Any]:
+    try:
+        server = postgres_server.make(free_port())
+    except postgres_server.NoPostgresError as exc:
+        return {"why_not": str(exc)}
+    _note(run_dir, "postgres", server.data_dir)
+    return {"data_dir": str(server.data_dir), "port": server.port}
 
 
 @pytest.fixture

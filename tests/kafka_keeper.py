@@ -3,7 +3,7 @@
     python kafka_keeper.py RUN_DIR
 
 Waits until its standard input ends, which the kernel sees to when pytest is gone, even by kill -9; then stops every
-broker, container and process that the run noted in RUN_DIR and removes the folder.
+broker, container, PostgreSQL server and process that the run noted in RUN_DIR and removes the folder.
 """
 
 import os
@@ -32,6 +32,10 @@ def main(run_dir: Path) -> None:
         import docker  # type: ignore[import-untyped]
 
         docker.from_env().containers.get(container_id).remove(force=True)
+    for data_dir in _noted(run_dir / "postgres"):
+        import postgres_server  # type: ignore[import-not-found] # beside this file, which runs by path
+
+        postgres_server.remove(Path(data_dir))
     for process_id in map(int, _noted(run_dir / "processes")):
         _end(process_id, run_dir)
     shutil.rmtree(run_dir, ignore_errors=True)

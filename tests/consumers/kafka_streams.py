@@ -18,7 +18,7 @@ from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.projection import Projection
-from kinguin_streams.consumers.settings import ConsumerSettings
+from kinguin_streams.consumers.settings import ConsumerSettings, StateSettings
 from kinguin_streams.consumers.store import StateStore
 from kinguin_streams.schemas.codec import Decoder, Encoder, RecordEncoder
 from kinguin_streams.schemas.events import DeadLetter, Record, RecordName
@@ -150,10 +150,12 @@ class RunningLoop:
         decoder: Decoder | None = None,
         encoder: RecordEncoder | None = None,
         publisher_wait_s: float = 5.0,
+        state: StateSettings | None = None,
+        store: StateStore | None = None,
         **settings: Any,
     ) -> None:
-        self.state = state_settings(folder)
-        self.store = StateStore(self.state, projection)
+        self.state = state or state_settings(folder)
+        self.store = store or StateStore(self.state, projection)
         self._projection = projection
         self._publisher = KafkaPublisher(
             producer_config(streams.kafka, client_id="dead-letters"), ack_wait_s=publisher_wait_s

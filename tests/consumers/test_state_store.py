@@ -1,13 +1,9 @@
-"""State and offsets in one transaction, in a real SQLite file."""
+"""State and offsets in one transaction: the same suite on a real SQLite file and on a real PostgreSQL."""
 
 import multiprocessing
-import sqlite3
-import threading
-import time
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +12,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from kinguin_streams.consumers import database, reader
+from kinguin_streams.consumers import database, product_changes, reader
 from kinguin_streams.consumers.database import judge
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.plausible_time import TOLERANCE_MS
@@ -33,19 +29,11 @@ from tests.consumers.databases import (
     PRODUCT_TOPIC,
     STATUS_TOPIC,
     Crash,
-    Template,
     advance,
     crash_before_commit,
     next_offsets,
-    state_settings,
-    without_fsync,
 )
 from tests.consumers.deliveries import START_MS, order_status, product_update, received
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> StateSettings:
-    return state_settings(tmp_path)
 
 
 @pytest.fixture
@@ -60,6 +48,12 @@ def products(settings: StateSettings) -> Iterator[StateStore]:
     store = StateStore(settings, PRODUCT_CHANGES)
     yield store
     store.close()
+
+
+def revision(orders: StateStore) -> int:
+    """Return how often the one order's state has been written."""
+    with orders.engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT revision FROM projection_state").scalar_one())
 
 
 def statuses(settings: StateSettings) -> dict[str, str | None]:
@@ -127,13 +121,13 @@ def test_many_keys_of_several_stores_are_loaded_and_kept_apart(orders: StateStor
     assert {len(view.facts) for view in views} == {2}
 
 
-def test_a_state_that_did_not_change_is_not_written(orders: StateStore, tmp_path: Path) -> None:
+def test_a_state_that_did_not_change_is_not_written(orders: StateStore) -> None:
     orders.apply([received(order_status("processing"), 0)], [advance(STATUS_TOPIC, None, 1)])
     orders.apply([received(order_status("processing"), 1)], [advance(STATUS_TOPIC, 1, 2)])
     orders.apply([received(order_status("completed", 1), 2)], [advance(STATUS_TOPIC, 2, 3)])
-    with sqlite3.connect(tmp_path / "state.db") as raw:
-        assert raw.execute("SELECT id, revision FROM projection_state").fetchall() == [("PHS84FJAG5U", 2)]
-    raw.close()
+    before = revision(orders)
+    orders.apply([received(order_status("completed", 1), 3)], [advance(STATUS_TOPIC, 3, 4)])
+    assert revision(orders) == before
 
 
 def test_two_projections_share_a_database(orders: StateStore, products: StateStore, settings: StateSettings) -> None:
@@ -146,15 +140,14 @@ def test_two_projections_share_a_database(orders: StateStore, products: StateSto
 # Rows
 
 
-def rows(folder: Path) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(folder / "state.db")
-    try:
-        return connection.execute("SELECT * FROM product_change").fetchall()
-    finally:
-        connection.close()
+def rows(store: StateStore) -> list[tuple[Any, ...]]:
+    with store.engine.connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql("SELECT * FROM product_change")]
 
 
-def test_row_52_rows_are_equal_for_any_arrival_order_and_duplicates(tmp_path: Path) -> None:
+def test_row_52_rows_are_equal_for_any_arrival_order_and_duplicates(
+    products: StateStore, settings: StateSettings
+) -> None:
     deliveries = [
         received(product_update(0, qty=1, received_at_ms=START_MS - 2 * TOLERANCE_MS), 0),  # set aside by this one only
         received(product_update(0, qty=1), 1),
@@ -162,20 +155,17 @@ def test_row_52_rows_are_equal_for_any_arrival_order_and_duplicates(tmp_path: Pa
         received(product_update(1, qty=2), 3),
     ]
     results = set()
-    template_folder = tmp_path / "template"
-    template_folder.mkdir()
-    template = Template(template_folder, PRODUCT_CHANGES)
+    kept: tuple[product_changes.Change, ...] = ()
     for number, order in enumerate(permutations([*deliveries, deliveries[1]])):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        store = without_fsync(StateStore(template.copy(folder), PRODUCT_CHANGES))
         split = number % 5  # some of them in one batch, some in two
-        store.apply(order[:split], [advance(PRODUCT_TOPIC, None, 1)])
-        store.apply(order[split:], [advance(PRODUCT_TOPIC, 1, 2)])
-        store.close()
-        results.add(repr(sorted(rows(folder))))
+        next_offset = 2 * number or None
+        products.apply(order[:split], [advance(PRODUCT_TOPIC, next_offset, 2 * number + 1)])
+        products.apply(order[split:], [advance(PRODUCT_TOPIC, 2 * number + 1, 2 * number + 2)])
+        results.add(repr(sorted(rows(products))))
+        kept = kept or reader.changes_of(settings.url, "default", 1949)
+        with products.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM product_change")
     assert len(results) == 1
-    kept = reader.changes_of(state_settings(tmp_path / "0").url, "default", 1949)
     assert sorted((change.qty, change.set_aside, change.partition, change.offset) for change in kept) == [
         (1, False, 0, 0),
         (2, False, 0, 3),
@@ -184,16 +174,14 @@ def test_row_52_rows_are_equal_for_any_arrival_order_and_duplicates(tmp_path: Pa
 
 @pytest.mark.parametrize("order", list(permutations((1, 2, 3))))
 def test_an_event_written_with_different_schema_versions_is_one_whole_row_for_any_arrival_order(
-    tmp_path: Path, order: tuple[int, int, int]
+    products: StateStore, settings: StateSettings, order: tuple[int, int, int]
 ) -> None:
     """While writers are upgraded, a retry of the same bytes may lack fields that the first delivery has."""
     full = product_update(1, qty=5, text_qty=4, price="9.99", offers=("a",))
-    store = StateStore(state_settings(tmp_path), PRODUCT_CHANGES)
     for offset, version in enumerate(order):
         event: Any = Decoder().decode(Encoder({"product.update": version}).encode(full))
-        store.apply([received(event, offset)], [advance(PRODUCT_TOPIC, offset or None, offset + 1)])
-    store.close()
-    (change,) = reader.changes_of(state_settings(tmp_path).url, "default", 1949)
+        products.apply([received(event, offset)], [advance(PRODUCT_TOPIC, offset or None, offset + 1)])
+    (change,) = reader.changes_of(settings.url, "default", 1949)
     assert (change.qty, change.text_qty, change.price, change.cheapest_offer_ids) == (5, 4, Decimal("9.99"), ("a",))
     assert change.offset == 0
 
@@ -249,10 +237,9 @@ def test_a_schema_is_judged_by_the_versions_there_have_been(found: str | None, v
     assert judge(found, ("0001", "0002")) == verdict
 
 
-def test_a_newer_schema_is_refused_by_everyone(orders: StateStore, settings: StateSettings, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "state.db") as raw:
-        raw.execute("UPDATE kinguin_schema_version SET version_num = '9999'")
-    raw.close()
+def test_a_newer_schema_is_refused_by_everyone(orders: StateStore, settings: StateSettings) -> None:
+    with orders.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE kinguin_schema_version SET version_num = '9999'")
     for use in (
         lambda: StateStore(settings, ORDER_STATE),
         lambda: database.migrate(settings),
@@ -278,14 +265,6 @@ def test_consumers_that_start_together_make_one_database(settings: StateSettings
     assert database.migrate(settings) == (REVISIONS[-1], REVISIONS[-1])
 
 
-def test_what_is_committed_is_on_disk(orders: StateStore) -> None:
-    with orders.engine.connect() as connection:
-        pragmas = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
-        }
-    assert pragmas == {"journal_mode": "wal", "synchronous": 2}
-
-
 def test_a_reader_sees_one_instant_and_holds_nobody_up(orders: StateStore, settings: StateSettings) -> None:
     orders.apply([received(order_status("processing"), 0)], [advance(STATUS_TOPIC, None, 1)])
     reading = reader.order_views(settings.url)
@@ -293,81 +272,3 @@ def test_a_reader_sees_one_instant_and_holds_nobody_up(orders: StateStore, setti
     orders.apply([received(order_status("completed", 1, order_id="OTHER"), 1)], [advance(STATUS_TOPIC, 1, 2)])
     assert [first.order_id, *(view.order_id for view in reading)] == ["PHS84FJAG5U"]
     assert len(list(reader.order_views(settings.url))) == 2
-
-
-def test_row_60_a_writer_waits_for_another_one(orders: StateStore, tmp_path: Path) -> None:
-    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    threading.Timer(1.0, other.execute, ["COMMIT"]).start()
-    began_s = time.monotonic()
-    orders.apply([received(order_status("processing"), 0)], [advance(STATUS_TOPIC, None, 1)])
-    assert time.monotonic() - began_s >= 0.9
-    other.close()
-
-
-def test_row_60_a_writer_that_waits_too_long_stops_with_a_reason(tmp_path: Path) -> None:
-    store = StateStore(state_settings(tmp_path, busy_timeout_s=0.2), ORDER_STATE)
-    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(OperatorError) as stopped:
-        store.apply([], [advance(STATUS_TOPIC, None, 1)])
-    assert stopped.value.code == "state_busy"
-    other.close()
-    store.apply([], [advance(STATUS_TOPIC, None, 1)])
-    store.close()
-
-
-def test_row_60_a_database_that_became_read_only_stops_with_a_reason(orders: StateStore) -> None:
-    with orders.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA query_only=ON")  # as chmod would, also for root
-    with pytest.raises(OperatorError) as stopped:
-        orders.apply([], [advance(STATUS_TOPIC, None, 1)])
-    assert stopped.value.code == "state_not_writable"
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OperatorError, match="file") as refused:
-        StateStore(StateSettings(url=f"sqlite:///{tmp_path}/file/state.db"), ORDER_STATE)
-    assert refused.value.code == "state_not_writable"
-
-
-def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OperatorError) as refused:
-        StateStore(StateSettings(url=f"sqlite:///{tmp_path}"), ORDER_STATE)
-    assert refused.value.code == "state_not_writable"
-
-
-def test_a_file_that_is_no_database_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "state.db").write_bytes(b"not a database" * 1_000)
-    with pytest.raises(OperatorError) as refused:
-        StateStore(state_settings(tmp_path), ORDER_STATE)
-    assert refused.value.code == "state_damaged"
-
-
-def test_a_full_disk_is_told_and_undone(orders: StateStore, settings: StateSettings) -> None:
-    with orders.engine.connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
-    batch = [received(order_status("processing", order_id=f"O{n}"), n) for n in range(5_000)]
-    with pytest.raises(OperatorError) as stopped:
-        orders.apply(batch, [advance(STATUS_TOPIC, None, 5_000)])
-    assert stopped.value.code == "state_disk_full"
-    assert statuses(settings) == {}
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("postgresql+psycopg://state@localhost/state", "comes with a later release"),
-        ("mysql://localhost/state", "mysql"),
-        ("sqlite://", "in memory"),
-        ("sqlite:///:memory:", "in memory"),
-        ("state.db", "not a database URL"),
-    ],
-)
-def test_a_url_that_cannot_be_used_is_refused_with_a_reason(url: str, says: str) -> None:
-    for use in (lambda: StateStore(StateSettings(url=url), ORDER_STATE), lambda: reader.orders_by_status(url)):
-        with pytest.raises(OperatorError, match=says) as refused:
-            use()
-        assert refused.value.code == "state_url_refused"

@@ -1,0 +1,142 @@
+"""What PostgreSQL alone can do to a state: many writers, a server that goes away, texts it does not take."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import psycopg
+import pytest
+
+from kinguin_streams.consumers import reader
+from kinguin_streams.consumers.order_state import ORDER_STATE
+from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
+from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.consumers.store import StateStore
+from kinguin_streams.telemetry.operator_error import OperatorError
+from tests.conftest import free_port
+from tests.consumers.databases import PRODUCT_TOPIC, STATUS_TOPIC, advance
+from tests.consumers.deliveries import order_status, product_update, received
+from tests.postgres_server import PostgresServer
+
+
+@pytest.fixture
+def settings(postgres: PostgresServer) -> StateSettings:
+    return StateSettings(url=postgres.new_database(), busy_timeout_s=5.0)
+
+
+@pytest.fixture
+def orders(settings: StateSettings) -> Iterator[StateStore]:
+    store = StateStore(settings, ORDER_STATE)
+    yield store
+    store.close()
+
+
+def test_writers_of_different_partitions_change_the_same_orders_and_none_overwrites_another(
+    settings: StateSettings,
+) -> None:
+    """Without a lock two would read the same state, and the later one would write one that does not know of the other."""
+    StateStore(settings, ORDER_STATE).close()
+    writers, batches, keys = 4, 15, 30
+
+    def write(partition: int) -> None:
+        chance = Random(partition)
+        store = StateStore(settings, ORDER_STATE)
+        for number in range(batches):
+            batch = [
+                received(
+                    order_status("processing", partition * 1_000 + number, order_id=f"O{key}"),
+                    number * keys + key,
+                    partition=partition,
+                )
+                for key in range(keys)
+            ]
+            chance.shuffle(batch)
+            before = number * keys or None
+            store.apply(batch, [advance(STATUS_TOPIC, before, (number + 1) * keys, partition=partition)])
+        store.close()
+
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(write, range(writers)))
+    views = list(reader.order_views(settings.url))
+    assert len(views) == keys
+    assert {len(view.facts) for view in views} == {writers * batches}
+
+
+def test_row_40_text_with_nul_is_no_obstacle(orders: StateStore, settings: StateSettings) -> None:
+    """PostgreSQL's text does not take U+0000; in the state it is escaped, and ids with it are refused by the ingress."""
+    event = order_status("pro\x00cessing", external_id="a\x00b")
+    orders.apply([received(event, 0)], [advance(STATUS_TOPIC, None, 1)])
+    view = reader.order_view(settings.url, "default", event.order_id)
+    assert view is not None
+    assert view.status == "pro\x00cessing"
+    products = StateStore(settings, PRODUCT_CHANGES)
+    products.apply([received(product_update(offers=("a\x00b",)), 0)], [advance(PRODUCT_TOPIC, None, 1)])
+    products.close()
+    (change,) = reader.changes_of(settings.url, "default", 1949)
+    assert change.cheapest_offer_ids == ("a\x00b",)
+
+
+def test_row_59_a_server_that_was_away_is_used_again_and_nothing_was_half_done(own_postgres: PostgresServer) -> None:
+    settings = StateSettings(url=own_postgres.new_database(), busy_timeout_s=5.0)
+    store = StateStore(settings, ORDER_STATE)
+    store.apply([received(order_status("processing"), 0)], [advance(STATUS_TOPIC, None, 1)])
+    own_postgres.stop("immediate")
+    for _ in range(2):
+        with pytest.raises(OperatorError) as away:
+            store.apply([received(order_status("completed", 1), 1)], [advance(STATUS_TOPIC, 1, 2)])
+        assert away.value.code == "state_away"
+    own_postgres.start()
+    store.apply([received(order_status("completed", 1), 1)], [advance(STATUS_TOPIC, 1, 2)])
+    store.close()
+    view = reader.order_view(settings.url, "default", "PHS84FJAG5U")
+    assert view is not None
+    assert (view.status, len(view.facts)) == ("completed", 2)
+    assert reader.stored_offsets(settings.url, "order-state") == {(STATUS_TOPIC, 0): 2}
+
+
+def test_a_row_that_somebody_holds_is_waited_for_and_then_named(postgres: PostgresServer) -> None:
+    settings = StateSettings(url=postgres.new_database(), busy_timeout_s=0.3)
+    store = StateStore(settings, ORDER_STATE)
+    store.apply([], [advance(STATUS_TOPIC, None, 1)])
+    with psycopg.connect(settings.url.replace("+psycopg", "")) as other:
+        other.execute("SELECT * FROM projection_offset FOR UPDATE")
+        with pytest.raises(OperatorError) as busy:
+            store.apply([], [advance(STATUS_TOPIC, 1, 2)])
+        assert busy.value.code == "state_busy"
+    store.apply([], [advance(STATUS_TOPIC, 1, 2)])
+    store.close()
+
+
+@pytest.mark.parametrize("database", ["missing", "postgres"])
+def test_what_cannot_be_used_is_a_sentence_without_the_password(postgres: PostgresServer, database: str) -> None:
+    url = postgres.url(database).replace("kinguin@", "nobody-known:hidden-word@")
+    with pytest.raises(OperatorError) as refused:
+        StateStore(StateSettings(url=url), ORDER_STATE)
+    assert refused.value.code == "state_not_writable"
+    assert "hidden-word" not in str(refused.value)
+
+
+def test_a_server_that_is_not_there_is_a_sentence() -> None:
+    url = f"postgresql+psycopg://me:hidden-word@127.0.0.1:{free_port()}/state"
+    with pytest.raises(OperatorError) as away:
+        StateStore(StateSettings(url=url), ORDER_STATE)
+    assert away.value.code == "state_away"
+    assert "hidden-word" not in str(away.value)
+
+
+def test_a_database_without_a_state_is_empty_to_whoever_watches(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    assert reader.orders_by_status(url) == {}
+    with pytest.raises(OperatorError) as missing:
+        list(reader.order_views(url))
+    assert missing.value.code == "state_missing"
+
+
+def test_a_reader_cannot_write(settings: StateSettings, orders: StateStore) -> None:
+    from kinguin_streams.consumers import database
+
+    engine = database.open_for_reading(settings)
+    with pytest.raises(OperatorError) as refused, database.explained(settings), engine.connect() as connection:
+        connection.exec_driver_sql("DELETE FROM projection_offset")
+    assert refused.value.code == "state_not_writable"
+    engine.dispose()
