@@ -1,6 +1,7 @@
 """What a running ingress says of itself on its admin port."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kinguin_streams.ingress.ledger import Balance
@@ -42,6 +43,35 @@ def waiting_in_spool(host: str, port: int) -> int | None:
         return None
     waiting = [sample.value for sample in _samples(scrape) if sample.name == "kinguin_ingress_spool_events"]
     return int(waiting[0]) if waiting else None
+
+
+@dataclass(frozen=True, slots=True)
+class LastUse:
+    """When a secret was last used, by an ingress's metrics."""
+
+    store: str
+    secret: str
+    """Its hashed name."""
+    last_used_s: float | None
+    """Seconds since 1970; None: not since the ingress started."""
+
+
+def secrets_used(host: str, port: int) -> list[LastUse]:
+    """Return the last use of every live secret; nothing if nobody answers."""
+    return [
+        LastUse(sample.labels["store"], sample.labels["secret"], sample.value or None)
+        for sample in _samples(_scrape(host, port) or "")
+        if sample.name == "kinguin_ingress_secret_last_used_timestamp_seconds"
+    ]
+
+
+def silence(host: str, port: int) -> dict[str, dict[str, float]]:
+    """Return store to event to seconds since the last one, or since the start; nothing if nobody answers."""
+    found: dict[str, dict[str, float]] = {}
+    for sample in _samples(_scrape(host, port) or ""):
+        if sample.name == "kinguin_ingress_silence_seconds":
+            found.setdefault(sample.labels["store"], {})[sample.labels["event"]] = sample.value
+    return found
 
 
 def parse_balance(metrics: str) -> Balance:

@@ -60,8 +60,9 @@ def _consume(projection: "Projection", state_url: str | None) -> None:
 
     settings = load(state={"url": state_url})
     configure(settings.log.level, settings.log.format)
-    store = StateStore(settings.state, projection)
     with wiring.publisher(settings, client_id=f"kinguin-streams-{projection.name}") as publisher:
+        # After the publisher: where nobody has said where Kafka is, no database is left behind.
+        store = StateStore(settings.state, projection)
         loop = ConsumeLoop(
             projection,
             kafka=wiring.kafka(settings),

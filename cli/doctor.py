@@ -133,7 +133,8 @@ def _state(settings: "Settings") -> Iterator[Diagnosis]:
 
 
 def _ingress(settings: "Settings") -> Iterator[Diagnosis]:
-    from kinguin_streams.cli.admin_port import balance, readiness
+    from kinguin_streams.cli.admin_port import balance, readiness, secrets_used, silence
+    from kinguin_streams.schemas.instants import to_rfc3339
 
     host, port = settings.ingress.host, settings.ingress.admin_port
     books = balance(host, port)
@@ -149,6 +150,17 @@ def _ingress(settings: "Settings") -> Iterator[Diagnosis]:
     )
     yield from _spool(settings)
     yield Diagnosis("ledger", "ok" if books.balances else "fail", columns)
+    for use in secrets_used(host, port):
+        used = None if use.last_used_s is None else to_rfc3339(int(use.last_used_s * 1000))
+        detail = "never used since the ingress started" if used is None else f"last used {used}"
+        yield Diagnosis(f"secret {use.secret} of {use.store}", "ok", detail)
+    for store, events in silence(host, port).items():
+        quiet = min(events.values()) > settings.ingress.silence_s
+        detail = ", ".join(f"{event} {seconds:.0f} s" for event, seconds in events.items())
+        detail = f"since the last event, or the ingress's start: {detail}"
+        if quiet:
+            detail += "; is the endpoint still enabled in the dashboard?"
+        yield Diagnosis(f"silence of {store}", "warn" if quiet else "ok", detail)
 
 
 def _spool(settings: "Settings") -> Iterator[Diagnosis]:
@@ -171,5 +183,5 @@ def _spool(settings: "Settings") -> Iterator[Diagnosis]:
     if orphans:
         detail += f", {orphans} of them of no living process: an ingress takes them over, or `spool drain` does"
     if refused:
-        detail += f"; {refused} that Kafka refuses: `spool export` shows them"
+        detail += f"; {refused} that Kafka refuses: `spool export` shows them, `spool retry` has them tried again"
     yield Diagnosis("spool", state, detail)

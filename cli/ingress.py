@@ -29,6 +29,7 @@ def ingress(
     """
     from kinguin_streams.cli import wiring
     from kinguin_streams.cli.settings import ConfigurationError, load
+    from kinguin_streams.ingress.proven import ProofFile
     from kinguin_streams.ingress.server import Server
     from kinguin_streams.ingress.spool import Spool
     from kinguin_streams.telemetry.logs import configure
@@ -54,15 +55,22 @@ def ingress(
     except OperatorError as unusable:
         raise ConfigurationError((f"KINGUIN_SPOOL__PATH: {unusable}",)) from unusable
     publisher = wiring.publisher(settings, client_id="kinguin-streams-ingress")
+    topics = wiring.topics(settings)
+    proof_file = None
+    if spool is not None:
+        bootstrap_servers = wiring.kafka(settings).bootstrap_servers or ""
+        names = [spec.name for spec in topics.specs]
+        proof_file = ProofFile(settings.spool.path, bootstrap_servers, names, settings.spool.max_age_s)
     process = Server(
         settings.ingress,
         publisher,
-        wiring.topics(settings),
+        topics,
         encoder,
         spool,
         read_secrets,
         traces("kinguin-streams-ingress"),
         settings.log.request_every,
+        proof_file,
     )
     if code := process.run():
         raise typer.Exit(code)

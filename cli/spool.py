@@ -13,6 +13,7 @@ from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
     from kinguin_streams.cluster.publisher import KafkaPublisher
+    from kinguin_streams.telemetry.operator_error import OperatorError
 
 app = typer.Typer(no_args_is_help=True, help="See and empty the events that wait on disk for Kafka.")
 
@@ -113,6 +114,50 @@ def _say_drained(drained: int, left: int, *, as_json: bool) -> None:
         output.result_json({"drained": drained, "left": left})
     else:
         output.result(f"{drained} events drained, {left} left")
+
+
+@app.command()
+def retry(path: Folder = None, as_json: Json = False) -> None:
+    """Let events that Kafka has refused wait for it again, once the cause is mended: a topic's max.message.bytes, say.
+
+    A living ingress is asked to do so with its own files, and does within ten seconds, then sends them. What nobody owns
+    is sent by the next ingress that starts here, or by `spool drain`. What Kafka refuses again is kept as before.
+    """
+    from kinguin_streams.cli import output
+    from kinguin_streams.ingress.spool_file import FileTaken, SpoolFailed, SpoolFile, asked_retry_of, look
+
+    retried = asked = 0
+    for file in _files(path):
+        refused = look(file).refused
+        if not refused:
+            continue
+        try:
+            with SpoolFile(file) as mine:
+                retried += mine.retry()
+        except FileTaken:
+            try:
+                asked_retry_of(file).touch(mode=0o600)
+            except OSError as error:
+                raise _not_retried(file, error) from error
+            asked += refused
+        except (OSError, sqlite3.Error, SpoolFailed) as error:
+            raise _not_retried(file, error) from error
+    if as_json:
+        output.result_json({"retried": retried, "asked": asked})
+    elif retried or asked:
+        output.result(f"{retried} events wait for Kafka again, and a living ingress was asked to retry {asked}")
+    else:
+        output.result("Kafka has refused nothing that is here")
+
+
+def _not_retried(file: Path, error: Exception) -> "OperatorError":
+    from kinguin_streams.telemetry.operator_error import OperatorError
+
+    return OperatorError(
+        "spool_not_writable",
+        f"{file} cannot be changed: {error}.",
+        "Run this as the user of the ingress, on a disk with room. What was refused is kept as it was.",
+    )
 
 
 @app.command()

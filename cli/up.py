@@ -22,7 +22,7 @@ def up(
     disorder: Annotated[float, typer.Option(help="share of webhooks that arrive late", min=0, max=1)] = 0.2,
     port: Annotated[int | None, typer.Option(help="port of the webhooks", show_default="8080")] = None,
     admin_port: Annotated[int | None, typer.Option(help="port of the probes", show_default="8081")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the summary of --simulate as one JSON object")] = False,
 ) -> None:
     """Start Kafka, the ingress and both consumers here, and watch webhooks become state.
 
@@ -39,6 +39,8 @@ def up(
 
     if duration is not None and simulate is None:
         raise typer.BadParameter("goes with --simulate", param_hint="--for")
+    if as_json and simulate is None:
+        raise typer.BadParameter("goes with --simulate: without it there is no summary", param_hint="--json")
     try:
         for_s = None if duration is None else parse_duration_s(duration)
     except ValueError as error:

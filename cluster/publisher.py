@@ -107,6 +107,8 @@ class KafkaPublisher:
         self._pid = os.getpid()
         self._closing = threading.Event()
         self._fatal: str | None = None
+        self.cluster_id: str | None = None
+        """Of the cluster that last answered `partitions`."""
         self._producer = new_client(Producer, {**config, "error_cb": self._on_error})
         self._poller = threading.Thread(target=self._poll, name="kafka-delivery-reports", daemon=True)
         self._poller.start()
@@ -127,9 +129,11 @@ class KafkaPublisher:
         Raises TopicMissing, or PublishFailed("not_delivered") if the cluster does not answer.
         """
         try:
-            metadata = self._producer.list_topics(topic, timeout=timeout_s).topics[topic]
+            cluster = self._producer.list_topics(topic, timeout=timeout_s)
         except KafkaException as error:
             raise PublishFailed("not_delivered", _words(error.args[0]), landed="no") from error
+        self.cluster_id = cluster.cluster_id
+        metadata = cluster.topics[topic]
         if metadata.error is not None:
             raise TopicMissing("not_delivered", f"topic {topic}: {_words(metadata.error)}", landed="no")
         return len(metadata.partitions)

@@ -70,7 +70,8 @@ def plan(topics: Topics, cluster: Cluster) -> tuple[Step, ...]:
 
     Partitions are only ever added, which moves keys to other partitions: the step says so. A warning is what `apply`
     leaves alone, as the operator's decision: fewer replicas than possible, more partitions than declared, a limit on bytes,
-    and a retention longer than the declared one, since setting it would delete events.
+    a retention longer than the declared one, since setting it would delete events, more replicas in sync than declared, and
+    records larger than declared.
     """
     steps: list[Step] = []
     for spec in topics.specs:
@@ -103,6 +104,11 @@ def _differences(spec: TopicSpec, actual: ActualTopic, brokers: int) -> list[Ste
             f"events are {kept}, longer than declared ({_retention(spec.retention_ms)}); left so, or events would go"
         )
         steps.append(Step(topic=spec.name, action="warn", detail=detail))
+    for key, most in (("min.insync.replicas", actual.replication), ("max.message.bytes", None)):
+        if key in differing and _stricter(actual.config.get(key), wanted[key], most):
+            del differing[key]
+            detail = f"{key}: {actual.config[key]}, more than declared ({wanted[key]}); left so"
+            steps.append(Step(topic=spec.name, action="warn", detail=detail))
     if differing:
         detail = ", ".join(f"{key}: {actual.config.get(key)} → {value}" for key, value in sorted(differing.items()))
         steps.append(Step(topic=spec.name, action="set_config", detail=detail, config=differing))
@@ -121,6 +127,11 @@ def _differences(spec: TopicSpec, actual: ActualTopic, brokers: int) -> list[Ste
         detail = f"replication {actual.replication}, {wanted_replication(brokers)} is possible: reassign it with Kafka's tools"
         steps.append(Step(topic=spec.name, action="warn", detail=detail))
     return steps
+
+
+def _stricter(actual: str | None, wanted: str, most: int | None) -> bool:
+    """Return whether an operator has chosen more than we ask for. Above `most`, nothing could be written at all."""
+    return actual is not None and int(actual) > int(wanted) and (most is None or int(actual) <= most)
 
 
 def _longer(actual_ms: str | None, declared_ms: int) -> bool:

@@ -64,6 +64,7 @@ class Drain:
         if time.monotonic() - self._adopted_at_s >= ADOPT_EVERY_S:
             self._adopted_at_s = time.monotonic()
             self._spool.adopt()
+            self._spool.retry_where_asked()
         while not self._stopping.is_set() and self._breaker.state != "open" and self._drain_batch():
             pass
 
@@ -149,5 +150,5 @@ class Drain:
 
     def _refused(self, file: SpoolFile, spooled: Spooled, failed: PublishFailed) -> None:
         file.refuse(spooled.id, str(failed))
-        hint = "it stays in the spool, and the others go on: `kinguin-streams spool export` shows it"
+        hint = "it stays in the spool, and the others go on; once the cause is mended: `kinguin-streams spool retry`"
         log.error("spooled_record_refused", topic=spooled.record.topic, error=str(failed), hint=hint)

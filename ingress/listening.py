@@ -33,8 +33,16 @@ def listen(host: str, port: int, setting: str, *, shared: bool = False) -> socke
         listener.close()
         code = "port_taken" if error.errno == errno.EADDRINUSE else "cannot_listen"
         raise OperatorError(
-            code,
-            f"Cannot listen on {host}:{port}: {error.strerror}.",
-            f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} to another port.",
+            code, f"Cannot listen on {host}:{port}: {error.strerror}.", _hint(error, port, setting)
         ) from error
     return listener
+
+
+def _hint(error: OSError, port: int, setting: str) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return (
+            "Set KINGUIN_INGRESS__HOST or --host to an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
+        )
+    if error.errno == errno.EACCES:
+        return f"This user may not listen on so low a port: set {setting} to one above 1023."
+    return f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} to another port."

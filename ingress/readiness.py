@@ -1,6 +1,7 @@
 """Whether the ingress may be sent requests: each check by name, refreshed by a thread of its own."""
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import structlog
 
 from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed, TopicMissing
 from kinguin_streams.ingress.keeper import Keeper
+from kinguin_streams.ingress.proven import Proof, ProofFile
 from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.topics import Topics
 
@@ -30,14 +32,20 @@ class Readiness:
     """Asks Kafka through the real producer, so that "ready" means: this very process can publish to every topic.
 
     Once it has proven that, Kafka being away does not make it unready as long as the spool takes events: every other
-    process behind the same balancer would be unready too, and the sender would find nobody.
+    process behind the same balancer would be unready too, and the sender would find nobody. For the same reason a process
+    that starts while Kafka is away goes by what an earlier one has proven, if it left a proof beside the spool.
     """
 
-    def __init__(self, publisher: KafkaPublisher, topics: Topics, keeper: Keeper, vigil: Vigil) -> None:
+    def __init__(
+        self, publisher: KafkaPublisher, topics: Topics, keeper: Keeper, vigil: Vigil, proof_file: ProofFile | None
+    ) -> None:
+        """proof_file: None where there is no spool; then nothing is taken on anybody's word."""
         self._publisher = publisher
         self._vigil = vigil
         self._keeper = keeper
         self._proven = self._answered = False
+        self._proof_file = proof_file
+        self._earlier: Proof | None = None if proof_file is None else proof_file.read()
         self._names = [spec.name for spec in topics.specs]
         self._kafka = Check(ok=False, detail="not asked yet")
         self._stopping = threading.Event()
@@ -72,7 +80,19 @@ class Readiness:
 
     def warnings(self) -> list[str]:
         """Return what an operator should look at, though requests may be sent."""
-        return self._vigil.warnings()
+        earlier = self._earlier  # once: the thread that asks lets go of it when Kafka is back
+        if earlier is None or not self.by_earlier_proof:
+            return self._vigil.warnings()
+        unproven = (
+            f"topics: not seen by this process, as Kafka was away at its start; an earlier one saw them at "
+            f"{earlier.seen}. Events go to the spool"
+        )
+        return [unproven, *self._vigil.warnings()]
+
+    @property
+    def by_earlier_proof(self) -> bool:
+        """Whether it is ready only because an earlier process has seen the topics."""
+        return self._kafka.ok and not self._proven
 
     def _keep_asking(self) -> None:
         while True:
@@ -87,16 +107,37 @@ class Readiness:
         """Ask about every topic. An answer also tells the breaker that Kafka may be tried again."""
         self._answered = False
         try:
-            for name in self._names:
-                self._publisher.partitions(name, METADATA_TIMEOUT_S)
+            found = {name: self._publisher.partitions(name, METADATA_TIMEOUT_S) for name in self._names}
         except TopicMissing as missing:
-            # Kafka is there: the events of the other topics need not wait until this one is.
+            # Kafka is there: the events of the other topics need not wait until this one is. And what this process has
+            # seen itself beats what another one saw before.
+            self._earlier = None
             self._keeper.breaker.answered()
             return Check(ok=False, detail=str(missing))
         except PublishFailed as failed:
             if self._proven and self._keeper.spool is not None:
                 return Check(ok=True, detail=f"{failed}; events go to the spool")
+            if self._earlier is not None and self._keeper.spool is not None:
+                return self._believe(self._earlier, failed)
             return Check(ok=False, detail=str(failed))
+        if self._proof_file is not None:
+            self._note(self._proof_file, found)
         self._answered = self._proven = True
         self._keeper.breaker.answered()
         return Check(ok=True, detail=f"{len(self._names)} topics known")
+
+    def _believe(self, earlier: Proof, failed: PublishFailed) -> Check:
+        # Nobody has to find out by waiting in vain what is known already.
+        self._keeper.breaker.waited_in_vain(time.monotonic())
+        if not self._kafka.ok:
+            hint = "ready by what an earlier process has seen; events go to the spool until Kafka is back"
+            log.warning("topics_not_seen_yet", seen_before=earlier.seen, cluster=earlier.cluster_id, hint=hint)
+        return Check(ok=True, detail=f"{failed}; seen by an earlier process at {earlier.seen}; events go to the spool")
+
+    def _note(self, proof_file: ProofFile, found: Mapping[str, int]) -> None:
+        cluster_id = self._publisher.cluster_id or ""
+        if self._earlier is not None and self._earlier.cluster_id != cluster_id:
+            hint = "what was spooled for the one before is drained into this one"
+            log.warning("another_cluster", before=self._earlier.cluster_id, now=cluster_id, hint=hint)
+        self._earlier = None
+        proof_file.write(cluster_id, found)

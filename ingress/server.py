@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Final, Protocol
 
 import structlog
+from prometheus_client import Gauge
 from waitress.server import create_server
 
 from kinguin_streams.cluster.publisher import KafkaPublisher
@@ -23,6 +24,7 @@ from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.listening import listen
 from kinguin_streams.ingress.openapi import document
 from kinguin_streams.ingress.process_metrics import ProcessMetrics
+from kinguin_streams.ingress.proven import ProofFile
 from kinguin_streams.ingress.readiness import Readiness
 from kinguin_streams.ingress.reload import ReadSecrets, SecretsReload
 from kinguin_streams.ingress.request_log import RequestLog
@@ -74,6 +76,7 @@ class Server:
     read_secrets: ReadSecrets
     traces: Traces
     log_every: int
+    proof_file: ProofFile | None
 
     def __post_init__(self) -> None:
         """Bind both ports. Raises OperatorError("port_taken") before anything is served."""
@@ -97,7 +100,12 @@ class Server:
             silence_s=self.settings.silence_s,
             failure_budget=self.settings.failure_budget,
         )
-        self._readiness = Readiness(self.publisher, self.topics, self._keeper, vigil)
+        self._readiness = Readiness(self.publisher, self.topics, self._keeper, vigil, self.proof_file)
+        Gauge(
+            "kinguin_ingress_ready_by_earlier_proof",
+            "Whether only an earlier process has seen the topics: this one started while Kafka was away.",
+            registry=self.ledger.registry,
+        ).set_function(lambda: self._readiness.by_earlier_proof)
         self._reload = SecretsReload(secrets, self.read_secrets, vigil)
         webhooks = Webhooks(
             secrets=secrets,

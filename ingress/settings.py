@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -81,6 +81,15 @@ class IngressSettings(BaseModel):
         for store, values in _secrets_in(Path(given["secrets_dir"])).items():
             merged.setdefault(store, []).extend(value for value in values if value not in merged.get(store, ()))
         return {**given, "secrets": merged}
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.port == self.admin_port:
+            # Reported under KINGUIN_INGRESS, so the message names the keys.
+            raise ValueError(
+                f"KINGUIN_INGRESS__PORT and KINGUIN_INGRESS__ADMIN_PORT are both {self.port}; set one to another port"
+            )
+        return self
 
     @field_validator("secrets")
     @classmethod

@@ -18,7 +18,16 @@ import uuid_utils.compat
 
 from kinguin_streams.cluster.publisher import Report
 from kinguin_streams.ingress.settings import SpoolSettings
-from kinguin_streams.ingress.spool_file import SUFFIX, Contents, FileTaken, Spooled, SpoolFailed, SpoolFile, sync_folder
+from kinguin_streams.ingress.spool_file import (
+    SUFFIX,
+    Contents,
+    FileTaken,
+    Spooled,
+    SpoolFailed,
+    SpoolFile,
+    asked_retry_of,
+    sync_folder,
+)
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -162,6 +171,22 @@ class Spool:
             self._adopted = [file for file in self._adopted if file not in drained]
         for file in drained:
             file.close()
+
+    def retry_where_asked(self) -> None:
+        """Let wait for Kafka again what it has refused, in the files of this process where an operator asks for that."""
+        for file in self.files():
+            asked = asked_retry_of(file.path)
+            if not asked.exists():
+                continue
+            try:
+                # First: a retry that Kafka refuses again must not be repeated for ever.
+                asked.unlink()
+                retried = file.retry()
+            except (OSError, SpoolFailed) as error:
+                log.error("spool_not_retried", path=str(file.path), error=str(error))
+                continue
+            log.warning("spool_retried", path=str(file.path), records=retried)
+            self.arrived.set()
 
     def _take_over_one(self) -> SpoolFile | None:
         for path in spool_paths(self._settings.path):

@@ -114,7 +114,12 @@ class _Refuse:
     done: "Future[int]"
 
 
-_Operation = _Append | _Remove | _Refuse
+@dataclass(slots=True)
+class _Retry:
+    done: "Future[int]"
+
+
+_Operation = _Append | _Remove | _Refuse | _Retry
 
 
 class SpoolFile:
@@ -185,6 +190,12 @@ class SpoolFile:
         self._submit(_Refuse(spooled_id, why, done))
         done.result()
 
+    def retry(self) -> int:
+        """Let what Kafka has refused wait for it again, in its old place; return how many those are. Raises SpoolFailed."""
+        done: Future[int] = Future()
+        self._submit(_Retry(done))
+        return done.result()
+
     def oldest(self, count: int) -> list[Spooled]:
         """Return up to `count` records that wait for Kafka, oldest first. Raises SpoolFailed, once, if they are not readable."""
         awaited = frozenset(self._awaited)
@@ -210,7 +221,8 @@ class SpoolFile:
         self._reserve.unlink(missing_ok=True)
         if empty:
             # The lock goes last: who takes it in between finds that its file has gone, and lets it be.
-            for file in (self.path, _beside(self.path, "-wal"), _beside(self.path, "-shm"), lock_of(self.path)):
+            beside = (_beside(self.path, "-wal"), _beside(self.path, "-shm"), asked_retry_of(self.path))
+            for file in (self.path, *beside, lock_of(self.path)):
                 file.unlink(missing_ok=True)
         os.close(self._lock_file)
 
@@ -314,6 +326,9 @@ class SpoolFile:
                 changed = self._writer.execute(query, (why, spooled_id)).rowcount
                 now_refused = before.refused + changed
                 return changed, replace(before, refused=now_refused, oldest_ms=_oldest_ms(self._writer))
+            case _Retry():
+                changed = self._writer.execute("UPDATE spooled SET refused = NULL WHERE refused IS NOT NULL").rowcount
+                return changed, replace(before, refused=0, oldest_ms=_oldest_ms(self._writer))
 
     def _make_way(self, batch: Sequence[_Operation]) -> None:
         """On a full disk: refuse what wants room, and let what gives room have the reserve."""
@@ -410,6 +425,11 @@ def is_owned(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def asked_retry_of(path: Path) -> Path:
+    """Return the file by whose presence the owner of a spool file is asked to `retry`: nobody else may write into it."""
+    return path.with_suffix(".retry")
 
 
 def lock_of(path: Path) -> Path:
