@@ -183,5 +183,5 @@ def _spool(settings: "Settings") -> Iterator[Diagnosis]:
     if orphans:
         detail += f", {orphans} of them of no living process: an ingress takes them over, or `spool drain` does"
     if refused:
-        detail += f"; {refused} that Kafka refuses: `spool export` shows them"
+        detail += f"; {refused} that Kafka refuses: `spool export` shows them, `spool retry` has them tried again"
     yield Diagnosis("spool", state, detail)

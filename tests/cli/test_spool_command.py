@@ -1,4 +1,4 @@
-"""`kinguin-streams spool`: what waits on disk is seen, drained and exported; looking changes nothing, whoever owns a file."""
+"""`kinguin-streams spool`: what waits on disk is seen, drained, tried again and exported; looking changes nothing, whoever owns a file."""
 
 import base64
 import json
@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from kinguin_streams.ingress.payloads import read_event
+from kinguin_streams.ingress.settings import SpoolSettings
+from kinguin_streams.ingress.spool import Spool
 from kinguin_streams.ingress.spool_file import SpoolFile, look
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.events import StoreName
@@ -23,8 +25,8 @@ from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import topics
 from tests.commands import COMMAND, clean_environment, run
 from tests.conftest import KafkaCluster, OwnKafka, free_port
-from tests.ingress.faults import stalled
-from tests.ingress.running_ingress import Log, apply_topics, order_status
+from tests.ingress.faults import configure, spooled, stalled
+from tests.ingress.running_ingress import Log, apply_topics, order_status, running_ingress, wait_until
 
 
 def record(order_id: str, prefix: str = "kinguin") -> OutgoingRecord:
@@ -200,3 +202,74 @@ def test_drain_goes_on_once_kafka_is_back(own_kafka: OwnKafka, topic_prefix: str
         told, said = draining.communicate(timeout=60)
     assert json.loads(told) == {"drained": 2, "left": 0}, said
     assert set(orders(own_kafka.bootstrap_servers, topic_prefix)) == {"A", "B"}
+
+
+def retry(folder: Path, **environment: str) -> tuple[int, Any]:
+    done = spool(folder, "retry", "--json", **environment)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_retry_lets_what_nobody_owns_wait_for_kafka_again_in_its_old_place(tmp_path: Path) -> None:
+    fill(tmp_path / "a.spool", "A", "B", "C", refused="B")
+    fill(tmp_path / "b.spool", "D")
+    assert retry(tmp_path) == (0, {"retried": 1, "asked": 0})
+    with SpoolFile(tmp_path / "a.spool") as file:
+        assert [spooled.record.key for spooled in file.oldest(9)] == [record(name).key for name in "ABC"]
+        assert (file.contents.records, file.contents.refused) == (3, 0)
+    assert retry(tmp_path) == (0, {"retried": 0, "asked": 0})
+    assert "has refused nothing" in spool(tmp_path, "retry").stdout
+
+
+def test_retry_writes_nothing_into_a_file_that_a_living_process_owns_but_asks_for_it(tmp_path: Path) -> None:
+    fill(tmp_path / "a.spool", "A", refused="A")
+    with SpoolFile(tmp_path / "a.spool"):
+        before = (tmp_path / "a.spool").read_bytes()
+        assert retry(tmp_path) == (0, {"retried": 0, "asked": 1})
+        assert look(tmp_path / "a.spool").refused == 1
+        assert (tmp_path / "a.spool").read_bytes() == before
+    # Whoever takes the file over does what was asked, once.
+    taking_over = Spool(SpoolSettings(path=tmp_path))
+    taking_over.retry_where_asked()
+    assert taking_over.waiting == 1
+    assert list(tmp_path.glob("*.retry")) == []
+    taking_over.close()
+
+
+def test_retry_that_cannot_write_is_a_sentence_and_keeps_what_is_there(tmp_path: Path) -> None:
+    fill(tmp_path / "a.spool", "A", refused="A")
+    (tmp_path / "a.lock").unlink()
+    (tmp_path / "a.lock").mkdir()
+    done = spool(tmp_path, "retry")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'a.spool'} cannot be changed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert look(tmp_path / "a.spool").refused == 1
+
+
+@pytest.mark.kafka
+def test_after_the_topic_takes_more_a_retry_brings_into_kafka_what_it_had_refused(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    """A living ingress retries its own files when asked; what is refused again is kept again, and not tried for ever."""
+    bootstrap, topic = own_kafka.bootstrap_servers, f"{topic_prefix}.order.status"
+    with running_ingress(bootstrap, topic_prefix, tmp_path) as running:
+        folder = tmp_path / ".data" / "spool"
+        configure(bootstrap, topic, "max.message.bytes", "10000")
+        large = order_status("LARGE", extra=f', "padding": "{"x" * 20_000}"')
+        with stalled(own_kafka.broker):
+            assert running.post(large).status == 204
+
+        def refused() -> float:
+            return running.metrics()["kinguin_ingress_spool_refused_events", ()]
+
+        wait_until(lambda: refused() == 1, 40, "a refusal")
+        assert retry(folder) == (0, {"retried": 0, "asked": 1})
+        wait_until(lambda: "spool_retried" in running.log_text(), 20, "a retry")
+        wait_until(lambda: running.log_text().count("spooled_record_refused") == 2, 20, "a second refusal")
+        assert running.log.events() == []
+        configure(bootstrap, topic, "max.message.bytes", "1000000")
+        assert retry(folder) == (0, {"retried": 0, "asked": 1})
+        wait_until(lambda: refused() == 0 and spooled(running) == 0, 20, "an empty spool")
+        assert {kept.record.raw for kept in running.log.events()} == {large}
+        assert list(folder.glob("*.retry")) == []
+        assert running.log_text().count("spool_retried") == 2
