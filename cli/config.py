@@ -29,10 +29,16 @@ def show(as_json: Json = False) -> None:
 def check(as_json: Json = False) -> None:
     """Read all settings, report every fault together, and say what is missing for which command. Exit 2 on a fault."""
     from kinguin_streams.cli import output
-    from kinguin_streams.cli.settings import load
+    from kinguin_streams.cli.settings import ConfigurationError, load
     from kinguin_streams.cluster.connection import consumer_config, new_client, producer_config
+    from kinguin_streams.consumers.database import check_url
+    from kinguin_streams.telemetry.operator_error import OperatorError
 
     settings = load()
+    try:
+        check_url(settings.state.url)  # not in the settings' own type: it takes half a second to import
+    except OperatorError as refused:
+        raise ConfigurationError((f"{refused.what} {refused.hint}",)) from refused
     notes = []
     if settings.kafka.bootstrap_servers:
         from confluent_kafka import Consumer, Producer

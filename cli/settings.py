@@ -148,7 +148,7 @@ def load(**overrides: Mapping[str, Any]) -> Settings:
     try:
         settings = Settings(**{room: keys for room, keys in given.items() if keys})  # type: ignore[arg-type]
     except ValidationError as error:
-        faults += [f"{_variable(fault['loc'])}: {_message(fault)}" for fault in error.errors(include_input=False)]
+        faults += [f"{_where(fault['loc'], given)}: {_message(fault)}" for fault in error.errors(include_input=False)]
     if faults:
         raise ConfigurationError(tuple(faults))
     # One folder holds everything that this machine keeps: moving it moves the rest along.
@@ -241,6 +241,40 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
         for name in sorted(environment)
         if name.startswith(PREFIX) and not name.upper().startswith(known) and not _NOT_SETTINGS.fullmatch(name)
     ]
+
+
+def _where(location: tuple[int | str, ...], given: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return where the value at a place of the settings was set: pydantic says the place, not the source."""
+    room, *rest = (str(part) for part in location)
+    variable, in_toml = _variable(location), _in_toml(room, *rest[:1])
+    if in_toml is None:
+        return variable
+    if rest:
+        return variable if rest[0] in given.get(room, {}) or _is_set(f"{PREFIX}{room}__{rest[0]}") else in_toml
+    # A fault of a whole room may come of values from several sources.
+    return f"{variable} and {in_toml}" if given.get(room) or _is_set(f"{PREFIX}{room}") else in_toml
+
+
+def _in_toml(room: str, key: str | None = None) -> str | None:
+    """Return how a place is called in the TOML file, or None if the file does not set it."""
+    try:
+        content = tomllib.loads(_toml_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if room not in content:
+        return None
+    table = content[room]
+    if not isinstance(table, dict):
+        return f"{_toml_file()}: {room}"
+    if key is None:
+        return f"{_toml_file()}: [{room}]"
+    return f"{_toml_file()}: [{room}] {key}" if key in table else None
+
+
+def _is_set(variable: str) -> bool:
+    """Return whether the environment has it: as it is, in a file, or one of the values inside it."""
+    name = variable.upper()
+    return any(each == name or each.startswith((f"{name}__", f"{name}_FILE")) for each in map(str.upper, os.environ))
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

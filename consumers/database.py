@@ -131,6 +131,11 @@ def _backend(url: URL) -> _Backend:
     return _BACKENDS[url.get_backend_name()]
 
 
+def check_url(text: str) -> None:
+    """Raise OperatorError("state_url_refused") unless a state can be kept there. Opens nothing."""
+    _checked(text)
+
+
 def _checked(text: str) -> URL:
     try:
         url = make_url(text)

@@ -85,9 +85,8 @@ class IngressSettings(BaseModel):
     @model_validator(mode="after")
     def _two_ports(self) -> Self:
         if self.port == self.admin_port:
-            # Reported under KINGUIN_INGRESS, so the message names the keys.
-            raise ValueError(
-                f"KINGUIN_INGRESS__PORT and KINGUIN_INGRESS__ADMIN_PORT are both {self.port}; set one to another port"
+            raise ValueError(  # reported under the room's name, so the message names the keys
+                f"PORT and ADMIN_PORT are both {self.port}; set one of them to another port"
             )
         return self
 

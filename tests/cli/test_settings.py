@@ -120,6 +120,75 @@ def test_nothing_secret_is_ever_shown(arguments: tuple[str, ...]) -> None:
     assert "sasl.username" in shown_to_all.stdout
 
 
+def test_a_mistake_in_the_toml_file_is_reported_as_one_and_what_overrides_it_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "kinguin-streams.toml").write_text(
+        """
+        topic = 1
+        [topics]
+        partitions = "many"
+        prefixx = "x"
+        [kafka.config]
+        "linger.ms" = [1]
+        [ingress]
+        on_invalid = "explode"
+        silence_s = -1
+        [spool]
+        max_bytes = 1
+        """
+    )
+    environment = {"KINGUIN_INGRESS__ON_INVALID": "ignore", "KINGUIN_SPOOL__MAX_BYTES": "2"}
+
+    refused = run({**environment, "KINGUIN_STATE__BUSY_TIMEOUT_S": "-1"}, "config", "check")
+
+    assert refused.returncode == 2
+    assert {line.removeprefix("configuration: ").rpartition(": ")[0] for line in refused.stderr.splitlines()} >= {
+        "kinguin-streams.toml: [topics] partitions",
+        "kinguin-streams.toml: [topics] prefixx",
+        "kinguin-streams.toml: topic",
+        "kinguin-streams.toml: [ingress] silence_s",
+        "KINGUIN_INGRESS__ON_INVALID",
+        "KINGUIN_SPOOL__MAX_BYTES",
+        "KINGUIN_STATE__BUSY_TIMEOUT_S",
+    }, refused.stderr
+    assert "KINGUIN_TOPIC" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("toml", "environment", "said"),
+    [
+        ("", {"KINGUIN_INGRESS__PORT": "8081"}, "configuration: KINGUIN_INGRESS: PORT and ADMIN_PORT are both 8081"),
+        (
+            "[ingress]\nadmin_port = 8080\n",
+            {},
+            "configuration: kinguin-streams.toml: [ingress]: PORT and ADMIN_PORT are both 8080",
+        ),
+        (
+            "[ingress]\nadmin_port = 9000\n",
+            {"KINGUIN_INGRESS__PORT": "9000"},
+            "configuration: KINGUIN_INGRESS and kinguin-streams.toml: [ingress]: PORT and ADMIN_PORT are both 9000",
+        ),
+    ],
+)
+def test_webhooks_and_probes_cannot_have_one_port(
+    toml: str, environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "kinguin-streams.toml").write_text(toml)
+    refused = run(environment, "config", "check")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://me:hidden@db/state", "nonsense hidden", "sqlite:///:memory:", "sqlite:///a.db?hidden=1"]
+)
+def test_config_check_refuses_a_database_that_no_consumer_could_use(url: str) -> None:
+    refused = run({"KINGUIN_STATE__URL": url}, "config", "check")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("configuration: KINGUIN_STATE__URL ")
+    assert "hidden" not in line
+
+
 def test_a_broken_toml_file_hides_no_other_fault(tmp_path: Path) -> None:
     (tmp_path / "kinguin-streams.toml").write_bytes(b'[topics]\nprefix = "\xff"\n')
 

@@ -172,6 +172,21 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it(environment: dic
     assert "KINGUIN_INGRESS__PORT" in refused.stderr
 
 
+def test_a_host_that_is_not_there_is_not_called_a_taken_port(environment: dict[str, str]) -> None:
+    for host in ("no-such-host.invalid", "192.0.2.1"):
+        refused = run({**environment, "KINGUIN_INGRESS__HOST": host}, "up")
+        assert refused.returncode == 1
+        assert f"Cannot listen on {host}:" in refused.stderr
+        assert "KINGUIN_INGRESS__HOST" in refused.stderr
+        assert "Stop what listens there" not in refused.stderr
+
+
+def test_json_without_a_simulation_is_a_usage_error_as_there_would_be_no_summary(environment: dict[str, str]) -> None:
+    refused = run(environment, "up", "--json")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--simulate" in refused.stderr
+
+
 def test_a_data_folder_that_cannot_be_written_is_named(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 

@@ -60,6 +60,11 @@ def test_a_new_topic_has_as_many_replicas_as_there_are_brokers_up_to_three_and_o
         pytest.param({"retention_bytes": "1000000"}, "warn", id="a limit in bytes deletes early"),
         pytest.param({"cleanup_policy": "compact"}, "set_config", id="compaction would drop events"),
         pytest.param({"unclean_leader_election_enable": "true"}, "set_config", id="an unclean leader loses events"),
+        pytest.param({"max_message_bytes": "1000"}, "set_config", id="room for too small a record"),
+        pytest.param({"max_message_bytes": "9000000"}, "warn", id="room for larger ones is the operator's choice"),
+        pytest.param({"min_insync_replicas": "1"}, "set_config", id="too few replicas need to have it"),
+        pytest.param({"min_insync_replicas": "3"}, "warn", id="more of them is the operator's choice"),
+        pytest.param({"min_insync_replicas": "4"}, "set_config", id="more than there are takes no event at all"),
         pytest.param({"partitions": 2}, "add_partitions", id="too few partitions"),
         pytest.param({"partitions": 12}, "warn", id="partitions are never removed"),
         pytest.param({"replication": 1}, "warn", id="too few replicas"),
@@ -84,6 +89,7 @@ def test_applied_to_a_real_cluster_a_plan_leaves_nothing_to_do_and_records_stay(
     assert {(step.action, step.topic) for step in steps} == {
         *(("create", spec.name) for spec in declared.specs if spec.name != drifted),
         ("set_config", drifted),
+        ("warn", drifted),  # Kafka's own max.message.bytes is larger than ours
         ("add_partitions", drifted),
     }
     after = admin.describe(declared)
@@ -110,7 +116,7 @@ def test_what_the_cluster_refuses_names_the_topic_and_the_step(kafka: Any, topic
 
 
 @pytest.mark.kafka
-def test_a_setting_that_is_not_ours_is_left_alone(kafka: Any, topic_prefix: str) -> None:
+def test_a_setting_that_is_not_ours_is_left_alone_and_so_is_one_that_allows_more(kafka: Any, topic_prefix: str) -> None:
     settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers)
     declared = topics(topic_prefix, partitions=1)
     admin, topic = TopicAdmin(admin_config(settings)), declared.specs[0].name
@@ -118,6 +124,7 @@ def test_a_setting_that_is_not_ours_is_left_alone(kafka: Any, topic_prefix: str)
     entries = [
         ConfigEntry("segment.ms", "3600000", incremental_operation=AlterConfigOpType.SET),
         ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET),
+        ConfigEntry("max.message.bytes", "9000000", incremental_operation=AlterConfigOpType.SET),
     ]
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
     client = AdminClient(admin_config(settings), logger=CLIENT_LOGGER)
@@ -127,3 +134,4 @@ def test_a_setting_that_is_not_ours_is_left_alone(kafka: Any, topic_prefix: str)
 
     config = admin.describe(declared).topics[topic].config
     assert (config["segment.ms"], config["retention.ms"]) == ("3600000", str(180 * DAY_MS))
+    assert config["max.message.bytes"] == "9000000"

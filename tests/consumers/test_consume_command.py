@@ -84,3 +84,4 @@ def test_no_kafka_at_all_says_how_to_get_one(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 1
     assert "kinguin-streams kafka start" in ended.stderr
+    assert list(tmp_path.rglob("*.db")) == []  # nothing is left behind where nothing could be done
