@@ -1,5 +1,6 @@
 """Kafka is there and will not do: full, slow, silent, without a topic, too strict. Nobody waits past the deadline."""
 
+import http.client
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -238,6 +240,15 @@ FENCED = """
 """
 
 
+def _ready_until_it_ends(running: RunningIngress) -> list[bool]:
+    """Return what the readiness probe says, look by look; what is not answered any more is not in it."""
+    found = []
+    while running.process.poll() is None:
+        with suppress(OSError, http.client.HTTPException):
+            found.append(running.admin("/readyz").status == 200)
+    return found
+
+
 def test_row_14_a_fatal_producer_ends_the_process_with_1_and_loses_nothing(
     kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -262,8 +273,12 @@ def test_row_14_a_fatal_producer_ends_the_process_with_1_and_loses_nothing(
             wait_until(lambda: sender.report().acked > 300, 30, "some load")
             os.kill(process.pid, signal.SIGUSR1)
             fatal_s = time.monotonic()
+            ready = _ready_until_it_ends(running)
             assert process.wait(5) == 1
             assert time.monotonic() - fatal_s <= 5
+            # Before it goes it is unready, at once and for good, so that a balancer sends nobody there.
+            assert False in ready
+            assert True not in ready[ready.index(False) :]
             assert "producer_fatal" in log_file.read_text()
             running = start(
                 kafka.bootstrap_servers, topic_prefix, tmp_path, port=port, admin_port=admin_port
