@@ -16,6 +16,7 @@ scratch=$(mktemp -d)
 project=kinguin-smoke-$$
 export STREAMS_IMAGE=${STREAMS_IMAGE:-kinguin-streams:smoke}
 export INGRESS_SECRETS_FILE=$scratch/secrets/ingress.json
+export STATE_URL_FILE=$scratch/secrets/state-url
 step="preparing"
 
 compose() { docker compose --project-name "$project" "$@"; }
@@ -93,7 +94,9 @@ sys.exit(not (len(rows) == int(sys.argv[2]) and sum(bool(eval(sys.argv[1], {"row
 
 say "writing a secret"
 secret=$(deploy/new-secret "$INGRESS_SECRETS_FILE")
+state_url=$(cat "$STATE_URL_FILE")
 if deploy/new-secret "$INGRESS_SECRETS_FILE" 2>/dev/null; then fail "deploy/new-secret overwrote a secret"; fi
+[ "$state_url" = "$(cat "$STATE_URL_FILE")" ] || fail "deploy/new-secret overwrote a password"
 
 if [ -z "${SMOKE_KEEP_IMAGE:-}" ]; then
   say "building the image"
@@ -259,10 +262,20 @@ say "sending the same again, as a retry would"
 expect 204 product.update "$secret" "$product"
 expect 204 order.status "$secret" "$status"
 
-say "restarting the consumers"
-compose restart --timeout 20 order-state product-changes >"$scratch/restart.log" 2>&1 || fail "$(cat "$scratch/restart.log")"
+say "restarting the consumers and their database"
+compose restart --timeout 30 postgres order-state product-changes >"$scratch/restart.log" 2>&1 || fail "$(cat "$scratch/restart.log")"
 wait_for_state order-state orders "$((posts + 1))" "$order"
 wait_for_state product-changes products 1 "$change"
+# Both are in one database, so either container can be asked for either state.
+wait_for_state product-changes orders "$((posts + 1))" "$order"
+for consumer in order-state product-changes; do
+  compose exec -T "$consumer" kinguin-streams doctor >"$scratch/doctor.log" 2>&1 || fail "doctor in $consumer: $(cat "$scratch/doctor.log")"
+  case $(compose exec -T "$consumer" kinguin-streams config show) in
+  *"${state_url##*kinguin_streams:}"*) fail "$consumer shows its password" ;;
+  *postgresql+psycopg://*) ;;
+  *) fail "$consumer does not keep its state in PostgreSQL" ;;
+  esac
+done
 compose exec -T ingress-1 kinguin-streams doctor >"$scratch/doctor.log" 2>&1 || fail "doctor: $(cat "$scratch/doctor.log")"
 
 say "stopping"

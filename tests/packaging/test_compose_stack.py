@@ -49,9 +49,11 @@ def test_compose_and_the_tests_run_the_kafka_that_up_starts() -> None:
 
 def test_every_image_of_another_has_a_fixed_version() -> None:
     foreign = [image for image in re.findall(r"^\s+image: (\S+)", COMPOSE, re.MULTILINE) if not image.startswith("${")]
-    assert len(foreign) == 5
-    # HAProxy's branches with long support get nothing but fixes, and a proxy wants those.
-    assert all(re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+|haproxy:\d+\.\d*[02468]", image) for image in foreign)
+    assert len(foreign) == 6
+    # HAProxy's branches with long support and PostgreSQL's majors get nothing but fixes, and one wants those.
+    assert all(
+        re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+|haproxy:\d+\.\d*[02468]|postgres:\d+", image) for image in foreign
+    )
 
 
 def test_no_port_is_published_beyond_this_machine() -> None:
@@ -101,6 +103,50 @@ def test_a_new_secret_is_accepted_readable_by_the_container_and_never_overwritte
     assert json.loads(file.read_text()) == {"default": [secret]}
 
 
+def test_a_new_secret_in_a_folder_that_others_may_enter_is_its_owners_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    made = subprocess.run(
+        [ROOT / "deploy" / "new-secret", tmp_path / "ours.json"], capture_output=True, text=True, check=True, umask=0
+    )
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours.json", "state-url")] == [0o600, 0o600]
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert "chown 10001" in made.stderr
+
+
+def test_the_password_of_the_database_is_random_and_never_overwritten(tmp_path: Path) -> None:
+    """Its volume keeps the first one: another in the file would lock the consumers out."""
+    (tmp_path / "one").mkdir(0o700)
+    (tmp_path / "two").mkdir(0o700)
+    urls = [new_state_url(tmp_path / "one"), new_state_url(tmp_path / "one"), new_state_url(tmp_path / "two")]
+    assert urls[0] == urls[1] != urls[2]
+    found = re.fullmatch(r"postgresql\+psycopg://(\w+):([0-9a-f]{64})@postgres:5432/(\w+)\n", urls[0])
+    assert found is not None
+    database = yaml.safe_load(COMPOSE)["services"]["postgres"]
+    assert (found[1], found[3]) == (database["environment"]["POSTGRES_USER"], database["environment"]["POSTGRES_DB"])
+
+
+def test_postgresql_gets_the_password_out_of_the_consumers_url(tmp_path: Path) -> None:
+    (tmp_path / "state-url").write_text("postgresql+psycopg://kinguin_streams:0123abcd@postgres:5432/kinguin_streams\n")
+    database = yaml.safe_load(COMPOSE)["services"]["postgres"]
+    command = [part.replace("$$", "$").replace("/run/secrets", str(tmp_path)) for part in database["entrypoint"]]
+    program = tmp_path / "docker-entrypoint.sh"
+    program.write_text('#!/bin/sh\necho "$POSTGRES_PASSWORD $*"\n')
+    program.chmod(0o755)
+    said = subprocess.run(
+        [*command, *database["command"]],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == "0123abcd -c max_connections=100\n"
+
+
+def new_state_url(folder: Path) -> str:
+    subprocess.run([ROOT / "deploy" / "new-secret", folder / "ingress.json"], capture_output=True, check=False)
+    return (folder / "state-url").read_text()
+
+
 def test_git_would_not_take_a_secret() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -128,7 +174,7 @@ def test_compose_takes_the_file_and_every_setting_in_it_exists(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     services = json.loads(done.stdout)["services"]
     ours = {"topics", "schemas", "ingress-1", "ingress-2", "order-state", "product-changes"}
-    assert services.keys() == ours | {"kafka", "registry", "haproxy", "prometheus", "grafana"}
+    assert services.keys() == ours | {"kafka", "registry", "postgres", "haproxy", "prometheus", "grafana"}
     assert {name for name, service in services.items() if "profiles" in service} == {"prometheus", "grafana"}
     for name, service in services.items():
         assert service["cap_drop"] == ["ALL"], name
