@@ -1,5 +1,5 @@
 # One image for every part: `docker run IMAGE ingress`, `… consume order-state`, `… topics apply`. It carries neither the local
-# broker nor its Java runtime (the extra `local`).
+# broker nor its Java runtime (the extra `local`). deploy/smoke.sh proves it on this Python; there are wheels for 3.12 and 3.13 too.
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
@@ -9,7 +9,8 @@ WORKDIR /src
 # Dependencies are a layer of their own, so that a change of code does not fetch them again. uv takes the versions from
 # tool.uv.constraint-dependencies of this pyproject.toml; deploy/smoke.sh compares what was installed with them.
 COPY pyproject.toml ./
-RUN uv venv --python python3 "$VIRTUAL_ENV" && uv pip install --requirements pyproject.toml --extra registry
+RUN uv venv --python python3 "$VIRTUAL_ENV" && uv pip install --requirements pyproject.toml \
+    --extra registry --extra postgres --extra granian --extra otel
 COPY README.md CHANGELOG.md LICENSE ./
 COPY cli cli
 COPY cluster cluster

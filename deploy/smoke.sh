@@ -105,9 +105,13 @@ fi
 
 say "looking at the image"
 docker run --rm --interactive --read-only --entrypoint python "$STREAMS_IMAGE" - >"$scratch/installed" <<'P' || fail "the image is not as it should be"
-import os, sys
+import importlib, os, sys
 from importlib.metadata import distributions
 assert os.getuid() == 10001, os.getuid()
+# What each extra is for: the registry's client, PostgreSQL, the other server, traces.
+for module in ("confluent_kafka.schema_registry", "psycopg", "psycopg_binary", "granian", "uvloop",
+               "opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
+    importlib.import_module(module)
 print(*sorted(f"{d.name.lower()}=={d.version}" for d in distributions(path=[p for p in sys.path if "/opt/" in p])), sep="\n")
 P
 python3 - "$scratch/installed" pyproject.toml <<'P' || fail "the image has versions that pyproject.toml does not pin"
