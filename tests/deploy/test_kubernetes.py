@@ -123,6 +123,18 @@ def test_every_command_exists_and_its_settings_can_be_used(workload: dict[str, A
     assert run({}, *container["args"], "--help").returncode == 0
 
 
+@pytest.mark.parametrize("job", [found for found in WORKLOADS if found["kind"] == "Job"], ids=name_of)
+def test_the_log_of_a_job_that_failed_can_still_be_read(job: dict[str, Any]) -> None:
+    """A pod that restarts its container keeps one log before; one that the backoff limit ends is deleted with its log."""
+    assert pod(job)["restartPolicy"] == "Never"
+
+
+def test_claims_ask_for_what_every_kind_of_volume_has() -> None:
+    claims = [found["spec"] for found in OBJECTS if found["kind"] == "PersistentVolumeClaim"]
+    claims += [claim["spec"] for claim in one("StatefulSet", "ingress")["volumeClaimTemplates"]]
+    assert [claim["accessModes"] for claim in claims] == [["ReadWriteOnce"]] * 3
+
+
 # --- the ingress ---
 
 
