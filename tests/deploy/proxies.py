@@ -120,6 +120,7 @@ class Recorder:
     backend: Backend
     dies: bool = False
     """Close the connection instead of an answer."""
+    status: bytes = b"204 No Content"
     requests: list[bytes] = field(default_factory=list)
     """Each request, head and body."""
 
@@ -174,11 +175,9 @@ def _serve(connection: socket.socket, keep: Recorder | None) -> None:
                     keep.requests.append(request)
                     if keep.dies:
                         return
-                connection.sendall(
-                    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-                    if keep is None
-                    else b"HTTP/1.1 204 No Content\r\n\r\n"
-                )
+                status = b"200 OK" if keep is None else keep.status
+                length_header = b"" if status.startswith(b"204") else b"Content-Length: 0\r\n"
+                connection.sendall(b"HTTP/1.1 " + status + b"\r\n" + length_header + b"\r\n")
 
 
 def _request_length(data: bytes) -> int | None:

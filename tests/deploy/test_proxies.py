@@ -1,6 +1,7 @@
 """deploy/haproxy and deploy/nginx: what they let through to the ingress, in which form, and what they never do."""
 
 import http.client
+import re
 import socket
 import subprocess
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import free_port
 from tests.deploy.proxies import (
+    HAPROXY_CFG,
     KINDS,
     Backend,
     Kind,
@@ -43,6 +45,39 @@ def test_haproxy_starts_before_the_names_of_the_ingresses_are_known() -> None:
 
 def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
     arguments = nginx_command(NOBODY, free_port(), tmp_path)
+    done = subprocess.run([*arguments, "-t"], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "[warn]" not in done.stderr, done.stderr
+
+
+def test_haproxy_takes_its_examples_for_addresses_and_rates(tmp_path: Path) -> None:
+    arguments, environment = haproxy_command(NOBODY, free_port(), free_port())
+    file = tmp_path / "haproxy.cfg"
+    text, examples = re.subn(
+        r"^    # (?=stick-table |http-request )", "    ", HAPROXY_CFG.read_text("utf-8"), flags=re.MULTILINE
+    )
+    file.write_text(text, "utf-8")
+    assert examples == 4
+    done = subprocess.run(
+        [*(str(file) if argument == str(HAPROXY_CFG) else argument for argument in arguments), "-c"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+
+
+def test_nginx_takes_its_examples_for_addresses_and_rates(tmp_path: Path) -> None:
+    arguments = nginx_command(NOBODY, free_port(), tmp_path)
+    file = tmp_path / "nginx.conf"
+    text, examples = re.subn(
+        r"^( +)# (?=(?:limit_req\w*|allow|deny) .*;$)", r"\1", file.read_text("utf-8"), flags=re.MULTILINE
+    )
+    file.write_text(text, "utf-8")
+    assert examples == 6
     done = subprocess.run([*arguments, "-t"], capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
     assert "[warn]" not in done.stderr, done.stderr
@@ -265,6 +300,13 @@ def test_row_20_the_ingress_sees_nothing_of_a_request_that_drips_in(
         assert took_s < 6.5
 
 
+def test_a_connection_without_a_request_is_closed_without_an_answer(proxy: Proxy, ingress: Recorder) -> None:
+    """As load balancers and scanners make them. An answer nobody asked for may be taken for that of the next request."""
+    with socket.create_connection(("127.0.0.1", proxy.port), 10) as connection:
+        assert connection.recv(1000) == b""
+    assert ingress.requests == []
+
+
 # --- no ingress ---
 
 
@@ -285,6 +327,17 @@ def test_what_one_ingress_could_not_answer_the_other_is_asked(kind: Kind, tmp_pa
         assert bad.requests
         assert len(good.requests) == 6
         assert set(good.requests) >= set(bad.requests)
+
+
+def test_nginx_logs_what_was_refused_or_failed_with_the_address_and_without_a_header(tmp_path: Path) -> None:
+    with recorder() as stand_in:
+        with running_proxy("nginx", [stand_in.backend, stand_in.backend], tmp_path) as alone:
+            assert exchange(alone, webhook()).status == 204
+            stand_in.status = b"401 Unauthorized"
+            assert exchange(alone, webhook()).status == 401
+        lines = alone.log_file.read_text("utf-8").splitlines()
+    (line,) = [line for line in lines if "POST" in line]
+    assert re.fullmatch(r"127\.0\.0\.1 \[\S+\] POST /webhooks 401 [\d.]+", line)
 
 
 def test_haproxy_tells_prometheus_about_itself_and_no_other_page(tmp_path: Path) -> None:
