@@ -17,6 +17,7 @@ project=kinguin-smoke-$$
 export STREAMS_IMAGE=${STREAMS_IMAGE:-kinguin-streams:smoke}
 export INGRESS_SECRETS_FILE=$scratch/secrets/ingress.json
 export STATE_URL_FILE=$scratch/secrets/state-url
+unset KINGUIN_KAFKA__BOOTSTRAP_SERVERS KINGUIN_KAFKA__CONFIG KINGUIN_REGISTRY__URL # those of the stack, whatever this shell has
 step="preparing"
 
 compose() { docker compose --project-name "$project" "$@"; }

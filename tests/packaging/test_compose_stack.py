@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -162,28 +163,56 @@ def test_git_would_not_take_a_secret() -> None:
     assert (ignored.returncode, example.returncode) == (0, 1)
 
 
-def test_compose_takes_the_file_and_every_setting_in_it_exists(tmp_path: Path) -> None:
+def compose_config(folder: Path, *files: Path, **environment: str) -> dict[str, Any]:
+    """Return the services as compose understands them."""
     if DOCKER is None:
         pytest.skip("docker is not installed")
     if subprocess.run([DOCKER, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker has no compose plugin")
+    chosen = [part for file in (COMPOSE_FILE, *files) for part in ("--file", file)]
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")}
     done = subprocess.run(
-        [DOCKER, "compose", "--file", COMPOSE_FILE, "--profile", "*", "config", "--format", "json"],
-        env={name: value for name, value in os.environ.items() if not name.startswith("KINGUIN_")},
-        cwd=tmp_path,
+        [DOCKER, "compose", *chosen, "--profile", "*", "config", "--format", "json"],
+        env={**ours, **environment},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    services = json.loads(done.stdout)["services"]
+    services: dict[str, Any] = json.loads(done.stdout)["services"]
+    return services
+
+
+def test_a_cluster_and_a_registry_of_ones_own_take_the_place_of_ours(tmp_path: Path) -> None:
+    (block,) = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "deploy" / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    file = tmp_path / "own-kafka.yml"
+    file.write_text(block, "utf-8")
+    own = {
+        "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": "broker-1:9093",
+        "KINGUIN_KAFKA__CONFIG": '{"security.protocol": "SSL"}',
+        "KINGUIN_REGISTRY__URL": "https://registry.example",
+    }
+    services = compose_config(tmp_path, file, **own)
+    assert not {"kafka", "registry"} & services.keys()
+    for name in ("topics", "schemas", "ingress-1", "ingress-2", "order-state", "product-changes"):
+        assert own.items() <= services[name]["environment"].items(), name
+        assert not {"kafka", "registry"} & services[name].get("depends_on", {}).keys(), name
+
+
+def test_compose_takes_the_file_and_every_setting_in_it_exists(tmp_path: Path) -> None:
+    services = compose_config(tmp_path)
     ours = {"topics", "schemas", "ingress-1", "ingress-2", "order-state", "product-changes"}
     assert services.keys() == ours | {"kafka", "registry", "postgres", "haproxy", "prometheus", "grafana"}
     assert {name for name, service in services.items() if "profiles" in service} == {"prometheus", "grafana"}
     for name, service in services.items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert int(service["mem_limit"]) > 0, name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
         if name not in ours:
             continue
         assert service["read_only"] is True, name
