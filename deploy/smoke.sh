@@ -6,6 +6,7 @@
 #
 #   SMOKE_POSTS=1000      how many webhooks are sent through HAProxy meanwhile; 10000 takes as long, and tells more
 #   SMOKE_OUTAGE_S=30     for how long Kafka is stopped
+#   SMOKE_PROFILE=observability     Prometheus and Grafana too, each if its image is there or can be pulled: targets, rules, dashboard
 #
 # Runs beside a stack that is up already: it has a project name, ports and a secret of its own. It needs docker with
 # compose, curl and python3. SMOKE_KEEP_IMAGE=1 uses STREAMS_IMAGE as it is instead of building it.
@@ -19,6 +20,7 @@ export INGRESS_SECRETS_FILE=$scratch/secrets/ingress.json
 export STATE_URL_FILE=$scratch/secrets/state-url
 unset KINGUIN_KAFKA__BOOTSTRAP_SERVERS KINGUIN_KAFKA__CONFIG KINGUIN_REGISTRY__URL # those of the stack, whatever this shell has
 step="preparing"
+sender=""
 
 compose() { docker compose --project-name "$project" "$@"; }
 
@@ -35,12 +37,13 @@ fail() {
 finish() {
   local code=$?
   trap - EXIT
+  [ -z "$sender" ] || kill "$sender" 2>/dev/null || true
   if [ "$code" -ne 0 ]; then
     echo "--- exit $code while $step; what the containers said last:" >&2
-    compose ps --all >&2 || true
-    compose logs --no-color --tail 40 >&2 || true
+    compose --profile observability ps --all >&2 || true
+    compose --profile observability logs --no-color --tail 40 >&2 || true
   fi
-  compose down --volumes --remove-orphans --timeout 20 >"$scratch/down.log" 2>&1 || { cat "$scratch/down.log" >&2; code=1; }
+  compose --profile observability down --volumes --remove-orphans --timeout 20 >"$scratch/down.log" 2>&1 || { cat "$scratch/down.log" >&2; code=1; }
   if [ -n "$(docker ps --all --quiet --filter "label=com.docker.compose.project=$project")" ] ||
     [ -n "$(docker volume ls --quiet --filter "label=com.docker.compose.project=$project")" ]; then
     echo "smoke test failed: docker compose down left something behind" >&2
@@ -54,13 +57,13 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-read -r KINGUIN_INGRESS__PORT KINGUIN_INGRESS__ADMIN_PORT INGRESS_2_ADMIN_PORT KINGUIN_LOCAL__KAFKA_PORT < <(python3 - <<'P'
+read -r KINGUIN_INGRESS__PORT KINGUIN_INGRESS__ADMIN_PORT INGRESS_2_ADMIN_PORT KINGUIN_LOCAL__KAFKA_PORT PROMETHEUS_PORT GRAFANA_PORT < <(python3 - <<'P'
 import socket
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
 print(*(one.getsockname()[1] for one in held))
 P
 )
-export KINGUIN_INGRESS__PORT KINGUIN_INGRESS__ADMIN_PORT INGRESS_2_ADMIN_PORT KINGUIN_LOCAL__KAFKA_PORT
+export KINGUIN_INGRESS__PORT KINGUIN_INGRESS__ADMIN_PORT INGRESS_2_ADMIN_PORT KINGUIN_LOCAL__KAFKA_PORT PROMETHEUS_PORT GRAFANA_PORT
 posts=${SMOKE_POSTS:-1000}
 outage_s=${SMOKE_OUTAGE_S:-30}
 
@@ -91,6 +94,28 @@ sys.exit(not (len(rows) == int(sys.argv[2]) and sum(bool(eval(sys.argv[1], {"row
     [ "$SECONDS" -lt "$deadline" ] || fail "$1 never showed $4 in $3 rows; it showed: $(head -n 3 <<<"$rows") $(cat "$scratch/dump.log")"
     sleep 1
   done
+}
+
+# wait_for_answer URL PYTHON_EXPRESSION: until the expression over `answer`, the JSON of the URL, is true
+wait_for_answer() {
+  local deadline=$((SECONDS + 90))
+  until curl --silent --fail --max-time 10 --output "$scratch/json" "$1" &&
+    python3 -c 'import json, sys; sys.exit(not eval(sys.argv[1], {"answer": json.load(open(sys.argv[2]))}))' "$2" "$scratch/json" 2>/dev/null; do
+    [ "$SECONDS" -lt "$deadline" ] || fail "$1 never showed $2; it showed: $(head -c 600 "$scratch/json" 2>&1)"
+    sleep 1
+  done
+}
+
+# start_if_available SERVICE: exit 1 if its image is neither here nor to be pulled
+start_if_available() {
+  local image
+  image=$(compose --profile observability config --format json |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["services"][sys.argv[1]]["image"])' "$1")
+  if ! docker image inspect "$image" >/dev/null 2>&1 && ! docker pull --quiet "$image" >"$scratch/pull.log" 2>&1; then
+    echo "skipped: $image is not here and cannot be pulled" >&2
+    return 1
+  fi
+  compose --profile observability up --detach --no-build --no-recreate --no-deps "$1" >"$scratch/up.log" 2>&1 || fail "$(cat "$scratch/up.log")"
 }
 
 say "writing a secret"
@@ -161,6 +186,21 @@ change='row["kinguinId"] == 1949 and row["productId"] == "5c9b5f6b2539a4e8f17291
 wait_for_state order-state orders 1 "$order"
 wait_for_state product-changes products 1 "$change"
 
+if [ "${SMOKE_PROFILE:-}" = observability ]; then
+  say "asking Prometheus for its targets and rules"
+  if start_if_available prometheus; then
+    wait_for_answer "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/targets" 'sorted((t["labels"]["job"], t["health"])
+      for t in answer["data"]["activeTargets"]) == [("haproxy", "up"), ("ingress", "up"), ("ingress", "up")]'
+    wait_for_answer "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/rules" "[rule['health'] for group in answer['data']['groups']
+      for rule in group['rules']] == ['ok'] * $(grep -c -- '- alert:' deploy/prometheus/rules.yml)"
+  fi
+  say "asking Grafana for the dashboard"
+  if start_if_available grafana; then
+    read -r dashboard < <(python3 -c 'import json; print(json.load(open("deploy/grafana/provisioning/dashboards/ingress.json"))["uid"])')
+    wait_for_answer "http://127.0.0.1:$GRAFANA_PORT/api/dashboards/uid/$dashboard" 'answer["dashboard"]["panels"] and answer["meta"]["provisioned"]'
+  fi
+fi
+
 # restart INGRESS: it must stop by itself
 restart() {
   compose restart --timeout 30 "$1" >"$scratch/restart.log" 2>&1 || fail "$(cat "$scratch/restart.log")"
@@ -221,7 +261,8 @@ say "starting Kafka"
 compose start kafka >"$scratch/start.log" 2>&1 || fail "$(cat "$scratch/start.log")"
 wait_ready kafka ingress-1 ingress-2 haproxy
 say "waiting for the last answer"
-wait "$sender" || fail "not every webhook was answered 204: $(cat "$scratch/posts.log")"
+wait "$sender" || { sender=""; fail "not every webhook was answered 204: $(cat "$scratch/posts.log")"; }
+sender=""
 cat "$scratch/posts.log" >&2
 
 say "waiting for the spools to be empty"
