@@ -111,7 +111,7 @@ start_if_available() {
   local image
   image=$(compose --profile observability config --format json |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["services"][sys.argv[1]]["image"])' "$1")
-  if ! docker image inspect "$image" >/dev/null 2>&1 && ! docker pull --quiet "$image" >"$scratch/pull.log" 2>&1; then
+  if ! docker image inspect "$image" >/dev/null 2>&1 && ! timeout 300 docker pull --quiet "$image" >"$scratch/pull.log" 2>&1; then
     echo "skipped: $image is not here and cannot be pulled" >&2
     return 1
   fi
