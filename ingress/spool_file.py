@@ -32,6 +32,8 @@ MAX_OPERATIONS: Final = 512
 """In one transaction."""
 RESERVE_BYTES: Final = 8 * 1024 * 1024
 """Kept free beside the file. On a full disk a DELETE fails too, so without it a full spool could not be drained."""
+_RETAKE_EVERY_S: Final = 1.0
+"""How often room is looked for again while there is none for the reserve."""
 _BUSY_TIMEOUT_S: Final = 5.0
 # What a row costs beside the bytes that were sent: its place in the tree, lengths, times.
 _ROW_BYTES: Final = 64
@@ -136,12 +138,15 @@ class SpoolFile:
             self._writer.execute(_SCHEMA)
             self._reader = undo.enter_context(contextlib.closing(_connect(path)))
             self.contents = _contents(self._reader)
-            self._keep_reserve()
+            # Taken and given back by the writer alone from now on: whoever else took it again, on a full disk, would take
+            # it from a DELETE for which it has just been given back.
+            self._has_reserve = self._take_reserve()
             sync_folder(path.parent)
             undo.pop_all()
         self.failure: str | None = None
         """Why the disk is not trusted any more, or None."""
         self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._retake_at_s = time.monotonic() + _RETAKE_EVERY_S
         self._closed = False
         self._awaited: set[int] = set()
         self._reading = threading.Lock()
@@ -244,7 +249,12 @@ class SpoolFile:
     def _write(self) -> None:
         going_on = True
         while going_on:
-            first = self._operations.get()
+            if not self._has_reserve and time.monotonic() >= self._retake_at_s:
+                self._retake_reserve()
+            try:
+                first = self._operations.get(timeout=None if self._has_reserve else _RETAKE_EVERY_S)
+            except queue.Empty:
+                continue
             batch: list[_Operation] = []
             while first is not None:
                 batch.append(first)
@@ -341,15 +351,17 @@ class SpoolFile:
                 giving.append(operation)
         if not giving:
             return
+        self._has_reserve = False
         self._reserve.unlink(missing_ok=True)
         try:
             results = self._transact(giving)
         except Exception as error:  # noqa: BLE001 - as above
+            self._retake_reserve()
             self._fail(giving, error)
             return
+        self._retake_reserve()
         for operation, result in zip(giving, results, strict=True):
             operation.done.set_result(result)
-        self._keep_reserve()
 
     def _fail(self, batch: Sequence[_Operation], error: Exception) -> None:
         code: FailureCode = "full" if _is_full(error) else "failed"
@@ -366,29 +378,30 @@ class SpoolFile:
 
     @property
     def has_reserve(self) -> bool:
-        """Whether the room is there without which a full disk could not be drained."""
-        return self._reserve_bytes() >= RESERVE_BYTES or self._keep_reserve()
+        """Whether the room is there without which a full disk could not be drained. Does not ask the disk."""
+        return self._has_reserve
 
-    def _reserve_bytes(self) -> int:
-        try:
-            return self._reserve.stat().st_size
-        except OSError:
-            return 0
+    def _retake_reserve(self) -> None:
+        self._has_reserve = self._take_reserve()
+        self._retake_at_s = time.monotonic() + _RETAKE_EVERY_S
 
-    def _keep_reserve(self) -> bool:
-        """Take the room if there is room, and return whether it is taken. A kill may have left a part of the file."""
+    def _take_reserve(self) -> bool:
+        """Take the room, or half of it and so on: others take what is left free. Return whether all of it is taken.
+
+        A kill may have left a part of the file, and a DELETE may have used a part of the room for good: its log grows.
+        """
         try:
             descriptor = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
         except OSError:
             return False
         try:
-            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
-        except OSError:
-            self._reserve.unlink(missing_ok=True)
-            return False
+            for halved in range(4):
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(descriptor, 0, RESERVE_BYTES >> halved)
+                    return halved == 0
         finally:
             os.close(descriptor)
-        return True
+        return False
 
 
 def read_only(path: Path, count: int = 1_000) -> Iterator[Spooled]:

@@ -3,7 +3,10 @@
 import contextlib
 import os
 import sqlite3
+import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,68 @@ def test_row_65_a_folder_that_a_restart_empties_is_refused_where_durability_is_r
         Spool(SpoolSettings(path=folder)).close()  # elsewhere it is a warning
     finally:
         folder.rmdir()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder that is a file system of its own, of 24 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S607
+
+
+def fill_up(file: Path) -> None:
+    """Leave no room on the disk."""
+    with file.open("ab", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+
+
+def test_a_full_disk_is_drained_while_every_request_asks_whether_it_has_room(small_disk: Path) -> None:
+    """What is given back for a DELETE must not be taken again by those who only ask."""
+    spool = Spool(SpoolSettings(path=small_disk / "spool"))
+    file, ended = spool.files()[-1], threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(0.0005):
+            spool.trouble()
+
+    asking = [threading.Thread(target=ask) for _ in range(4)]
+    try:
+        with contextlib.suppress(SpoolFailed):
+            while True:
+                spool.append(OutgoingRecord("t", b"k", b"v" * 1_000, (), 0)).result(5)
+        fill_up(small_disk / "of somebody else")
+        for thread in asking:
+            thread.start()
+        for _ in range(10):
+            file.remove([spooled.id for spooled in file.oldest(1_000)])
+            fill_up(small_disk / "of somebody else")
+    finally:
+        ended.set()
+        for thread in asking:
+            thread.join()
+        spool.close()
+
+
+def test_room_that_a_full_disk_did_not_have_is_taken_once_there_is_some(small_disk: Path) -> None:
+    fill_up(small_disk / "of somebody else")
+    os.truncate(small_disk / "of somebody else", 20 * 1024 * 1024)  # four are left: too few for the reserve
+    spool = Spool(SpoolSettings(path=small_disk / "spool"))
+    try:
+        assert "is full" in str(spool.trouble())
+        (small_disk / "of somebody else").unlink()
+        until_s = time.monotonic() + 5
+        while spool.trouble() is not None:
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        spool.append(record(1)).result(5)
+    finally:
+        spool.close()
