@@ -16,6 +16,8 @@ log = structlog.get_logger()
 
 BATCH_RECORDS: Final = 1_000
 TURN_S: Final = 1.0
+HELD_UP_S: Final = 5.0
+"""How long the records of a topic are passed over that does not exist, or that this client may not write."""
 
 
 class Drain:
@@ -33,6 +35,7 @@ class Drain:
         self._batch_records = max(1, min(BATCH_RECORDS, queue_records // 2))
         self._stopping = threading.Event()
         self._adopted_at_s = time.monotonic()
+        self._held_up_until_s: dict[str, float] = {}
         self.drained = 0
         """Records that Kafka has confirmed, in this run."""
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
@@ -70,17 +73,19 @@ class Drain:
 
     def _drain_batch(self) -> bool:
         """Send the oldest records; return whether to go on with the next ones at once."""
-        found = self._spool.oldest(self._batch_records)
+        now_s = time.monotonic()
+        self._held_up_until_s = {topic: until_s for topic, until_s in self._held_up_until_s.items() if until_s > now_s}
+        held_up = frozenset(self._held_up_until_s)
+        found = self._spool.oldest(self._batch_records, held_up)
         if found is None:
             return False
         # To a Kafka that has only just answered, one record first.
         at_most = self._batch_records if self._breaker.state == "closed" else 1
         file, waiting = found
         sent: list[tuple[Spooled, Report]] = []
-        held_up: set[str] = set()
         try:
             for spooled in waiting:
-                if spooled.record.topic in held_up:
+                if spooled.record.topic in self._held_up_until_s:
                     continue
                 if len(sent) == at_most:
                     break
@@ -89,20 +94,32 @@ class Drain:
                 except PublishFailed as failed:
                     if failed.code == "refused":
                         self._refused(file, spooled, failed)
-                    elif failed.code == "not_delivered":  # a topic that is not there is no trouble of the others
-                        held_up.add(spooled.record.topic)
+                    elif failed.code == "not_delivered":
+                        self._hold_up(spooled, failed)
                     else:
                         self._breaker.waited_in_vain(time.monotonic())
                         break
-            return self._settle(file, sent)
+            if self._settle(file, sent) or not self._held_up_until_s.keys() <= held_up:
+                return True
         except SpoolFailed as failed:
             # Kafka has them, and they are sent again: twice is allowed, never is not.
             log.error("spool_not_emptied", path=str(file.path), error=str(failed))
-            self._stopping.wait(TURN_S)
-            return False
+        self._stopping.wait(TURN_S)
+        return False
+
+    def _hold_up(self, spooled: Spooled, failed: PublishFailed) -> None:
+        """Pass the topic's records over for a while: one that is not there, or may not be written, is no trouble of others.
+
+        Where it is Kafka that is away, the breaker finds that out, and this costs a few seconds more.
+        """
+        topic = spooled.record.topic
+        if topic not in self._held_up_until_s:
+            log.warning("spooled_topic_held_up", topic=topic, error=str(failed), again_in_s=HELD_UP_S)
+        self._held_up_until_s[topic] = time.monotonic() + HELD_UP_S
 
     def _settle(self, file: SpoolFile, sent: Sequence[tuple[Spooled, Report]]) -> bool:
-        delivered, failures, refused = [], [], []
+        """Do with each what Kafka says of it; return whether it has any of them now."""
+        delivered, failed, refused = [], [], []
         for spooled, report in sent:
             failure = self._wait_for(report)
             if failure is None:
@@ -110,7 +127,7 @@ class Drain:
             elif failure.code == "refused":
                 refused.append((spooled, failure))
             else:
-                failures.append(failure)
+                failed.append((spooled, failure))
         file.remove(delivered)
         for spooled, failure in refused:
             self._alone(file, spooled, failure, was_alone=len(sent) == 1)
@@ -119,10 +136,11 @@ class Drain:
             self._breaker.confirmed(time.monotonic())
             if not self._spool.waiting:
                 log.info("spool_drained", records=self.drained)
-        if failures:
+        for spooled, failure in failed:
+            if failure.code == "not_delivered":
+                self._hold_up(spooled, failure)
+        if failed:
             self._breaker.waited_in_vain(time.monotonic())
-        if failures or not sent:
-            self._stopping.wait(TURN_S)
         return bool(delivered)
 
     def _alone(self, file: SpoolFile, spooled: Spooled, failed: PublishFailed, *, was_alone: bool) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
@@ -151,11 +151,14 @@ class Spool:
         with self._changing:
             return [*self._adopted, self._own]
 
-    def oldest(self, count: int) -> tuple[SpoolFile, list[Spooled]] | None:
-        """Return the oldest records of the first file that has any waiting. One that cannot be read holds up no other."""
+    def oldest(self, count: int, held_up: Collection[str] = ()) -> tuple[SpoolFile, list[Spooled]] | None:
+        """Return the oldest records of the first file that has any waiting. One that cannot be read holds up no other.
+
+        held_up: topics whose records are passed over.
+        """
         for file in self.files():
             with contextlib.suppress(SpoolFailed):
-                if file.failure is None and (waiting := file.oldest(count)):
+                if file.failure is None and (waiting := file.oldest(count, held_up)):
                     return file, waiting
         return None
 

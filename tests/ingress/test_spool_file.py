@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kinguin_streams.ingress import spool_file
 from kinguin_streams.ingress.spool_file import FileTaken, SpoolFailed, SpoolFile, is_owned, look, read_only
@@ -142,6 +143,18 @@ def test_how_old_the_spool_is_does_not_count_what_kafka_refused(path: Path) -> N
         assert file.contents == look(path)
         file.append(record(2), 5)
         assert file.contents.oldest_ms is not None
+
+
+def test_what_was_passed_over_is_found_again_once_its_topic_is_tried_or_it_is_retried(path: Path) -> None:
+    with SpoolFile(path) as file:
+        ids = [file.append(replace(record(number), topic=topic), 5) for number, topic in enumerate("xxyyx")]
+        file.refuse(ids[2], "too large")
+        assert [spooled.id for spooled in file.oldest(9, {"x"})] == [ids[3]]
+        assert [spooled.id for spooled in file.oldest(9, {"y"})] == [ids[0], ids[1], ids[4]]
+        assert file.oldest(9, {"x", "y"}) == []
+        assert [spooled.id for spooled in file.oldest(9)] == [ids[0], ids[1], ids[3], ids[4]]
+        file.retry()
+        assert [spooled.id for spooled in file.oldest(9, {"x"})] == [ids[2], ids[3]]
 
 
 CHILD = """

@@ -1,0 +1,98 @@
+"""The drain, over a spool on disk and a Kafka by hand that takes some topics and not others."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed, Report
+from kinguin_streams.ingress import drain
+from kinguin_streams.ingress.breaker import Breaker
+from kinguin_streams.ingress.drain import BATCH_RECORDS, Drain
+from kinguin_streams.ingress.settings import SpoolSettings
+from kinguin_streams.ingress.spool import Spool
+from kinguin_streams.ingress.spool_file import SpoolFile
+from kinguin_streams.schemas.outgoing import OutgoingRecord
+from tests.ingress.running_ingress import wait_until
+
+
+def record(topic: str, number: int) -> OutgoingRecord:
+    return OutgoingRecord(topic, f"key-{number}".encode(), b"v", (), 1_700_000_000_000 + number)
+
+
+class Kafka:
+    """Confirms at once, but for topics that fail: as the client says no when it takes a record, or in its report."""
+
+    def __init__(self) -> None:
+        self.confirmed: Counter[str] = Counter()
+        self.tried: Counter[str] = Counter()
+        self.missing: set[str] = set()
+        self.forbidden: set[str] = set()
+
+    def send(self, sent: OutgoingRecord) -> Report:
+        self.tried[sent.topic] += 1
+        if sent.topic in self.missing:
+            raise PublishFailed("not_delivered", "_UNKNOWN_TOPIC", landed="no")
+        report = Report()
+        if sent.topic in self.forbidden:
+            report.settle(PublishFailed("not_delivered", "TOPIC_AUTHORIZATION_FAILED", landed="no"))
+        else:
+            self.confirmed[sent.topic] += 1
+            report.settle(None)
+        return report
+
+
+@contextmanager
+def draining(folder: Path, kafka: Kafka, breaker: Breaker | None = None) -> Iterator[Spool]:
+    spool = Spool(SpoolSettings(path=folder))
+    drainer = Drain(spool, cast("KafkaPublisher", kafka), breaker or Breaker(), 10_000)
+    drainer.start()
+    try:
+        yield spool
+    finally:
+        drainer._stopping.set()
+        drainer.stop(0)
+        spool.close()
+
+
+def leave_behind(path: Path, *records: OutgoingRecord) -> None:
+    with SpoolFile(path) as file:
+        done = [file.begin_append(each) for each in records]
+        for each in done:
+            each.result(10)
+
+
+Deny = Callable[[Kafka], set[str]]
+
+
+@pytest.mark.parametrize(
+    "denied",
+    [
+        pytest.param(lambda kafka: kafka.missing, id="that is not there"),
+        pytest.param(lambda kafka: kafka.forbidden, id="that may not be written"),
+    ],
+)
+def test_a_topic_holds_up_no_other_however_many_of_its_records_are_first_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: Deny
+) -> None:
+    monkeypatch.setattr(drain, "HELD_UP_S", 3.0)
+    gone = [record("gone", number) for number in range(BATCH_RECORDS + 200)]
+    leave_behind(tmp_path / "a.spool", *gone, *(record("good", number) for number in range(10)))
+    leave_behind(tmp_path / "b.spool", *(record("good", number) for number in range(10, 15)))
+    kafka, breaker = Kafka(), Breaker()
+    denied(kafka).add("gone")
+
+    def is_drained_of_good() -> bool:
+        breaker.answered()  # as the readiness thread says where Kafka answers questions
+        return kafka.confirmed == {"good": 15}
+
+    with draining(tmp_path, kafka, breaker) as spool:
+        wait_until(is_drained_of_good, 2.9, "the good topic in Kafka")
+        assert spool.contents.records == len(gone)
+        assert kafka.tried["gone"] <= BATCH_RECORDS
+        denied(kafka).clear()
+        wait_until(lambda: spool.contents.records == 0, 10, "an empty spool")
+    assert kafka.confirmed["gone"] == len(gone)
