@@ -1,5 +1,6 @@
 """`kinguin-streams doctor`: is everything as it should be, and if not, what to do."""
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -173,15 +174,22 @@ def _spool(settings: "Settings") -> Iterator[Diagnosis]:
         )
         return
     orphans = waiting = refused = 0
+    unreadable = []
     for path in spool_paths(settings.spool.path):
-        contents = look(path)
+        try:
+            contents = look(path)
+        except sqlite3.Error as error:
+            unreadable.append(f"{path}: {error}")
+            continue
         waiting += contents.records - contents.refused
         refused += contents.refused
         orphans += 0 if is_owned(path) else contents.records
-    state: State = "fail" if refused else "warn" if waiting else "ok"
+    state: State = "fail" if refused or unreadable else "warn" if waiting else "ok"
     detail = f"{waiting} events wait for Kafka in {settings.spool.path}"
     if orphans:
         detail += f", {orphans} of them of no living process: an ingress takes them over, or `spool drain` does"
     if refused:
         detail += f"; {refused} that Kafka refuses: `spool export` shows them, `spool retry` has them tried again"
+    if unreadable:
+        detail += f"; {len(unreadable)} files cannot be read: {'; '.join(unreadable)}"
     yield Diagnosis("spool", state, detail)

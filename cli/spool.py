@@ -3,7 +3,6 @@
 import base64
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +29,7 @@ def status(path: Folder = None, as_json: Json = False) -> None:
     from kinguin_streams.schemas.instants import to_rfc3339
 
     rows = []
-    for file in _files(path):
+    for file in _files(path)[0]:
         contents = look(file)
         rows.append(
             {
@@ -56,7 +55,8 @@ def drain(
 ) -> None:
     """Bring what no living process owns into Kafka: for the volume of an ingress that does not come back.
 
-    Exit 0 once nothing waits, 1 otherwise. Files that a living ingress owns are left to it.
+    Exit 0 once nothing is left of them: none waits, Kafka has refused none, every file could be read. 1 otherwise. Files
+    that a living ingress owns are left to it.
     """
     from kinguin_streams.cli import output, wiring
     from kinguin_streams.cli.settings import load
@@ -67,9 +67,9 @@ def drain(
 
     settings = load(spool={"path": path})
     configure(settings.log.level, settings.log.format)
-    files = list(_files(path))
-    if not files:
-        _say_drained(0, 0, as_json=as_json)
+    readable, unreadable = _files(path)
+    if not readable:
+        _end_drained(0, left=0, refused=0, unreadable=unreadable, as_json=as_json)
         return
     publisher = wiring.publisher(settings, client_id="kinguin-streams-spool-drain")
     spool = Spool(settings.spool)
@@ -87,11 +87,10 @@ def drain(
                 breaker.answered()
     drainer.stop(0)
     publisher.close(timeout_s=5)
-    left = spool.waiting
+    contents, unreadable = spool.contents, unreadable | spool.unreadable
     spool.close()
-    _say_drained(drainer.drained, left, as_json=as_json)
-    if left:
-        raise typer.Exit(1)
+    left = contents.records - contents.refused
+    _end_drained(drainer.drained, left=left, refused=contents.refused, unreadable=unreadable, as_json=as_json)
 
 
 def _answers(publisher: "KafkaPublisher", topic: str) -> bool:
@@ -107,13 +106,18 @@ def _answers(publisher: "KafkaPublisher", topic: str) -> bool:
     return True
 
 
-def _say_drained(drained: int, left: int, *, as_json: bool) -> None:
+def _end_drained(drained: int, *, left: int, refused: int, unreadable: frozenset[Path], as_json: bool) -> None:
+    """Say it, and exit with 1 unless all is in Kafka."""
     from kinguin_streams.cli import output
 
     if as_json:
-        output.result_json({"drained": drained, "left": left})
+        output.result_json({"drained": drained, "left": left, "refused": refused, "unreadable": len(unreadable)})
     else:
-        output.result(f"{drained} events drained, {left} left")
+        output.result(
+            f"{drained} events drained, {left} left, {refused} refused by Kafka, {len(unreadable)} files unreadable"
+        )
+    if left or refused or unreadable:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -127,7 +131,7 @@ def retry(path: Folder = None, as_json: Json = False) -> None:
     from kinguin_streams.ingress.spool_file import FileTaken, SpoolFailed, SpoolFile, asked_retry_of, look
 
     retried = asked = 0
-    for file in _files(path):
+    for file in _files(path)[0]:
         refused = look(file).refused
         if not refused:
             continue
@@ -169,7 +173,7 @@ def export(path: Folder = None) -> None:
     from kinguin_streams.cli import output
     from kinguin_streams.ingress.spool_file import read_only
 
-    for file in _files(path):
+    for file in _files(path)[0]:
         for spooled in read_only(file):
             output.result_json(
                 {
@@ -185,8 +189,8 @@ def export(path: Folder = None) -> None:
             )
 
 
-def _files(path: Path | None) -> Iterator[Path]:
-    """Yield the files of the folder that can be read; says of the others what is wrong with them."""
+def _files(path: Path | None) -> tuple[list[Path], frozenset[Path]]:
+    """Return the files of the folder that can be read, and those that cannot; says what is wrong with them."""
     from kinguin_streams.cli import output
     from kinguin_streams.cli.settings import load
     from kinguin_streams.ingress.spool import spool_paths
@@ -194,12 +198,19 @@ def _files(path: Path | None) -> Iterator[Path]:
     from kinguin_streams.telemetry.operator_error import OperatorError
 
     folder = path or load().spool.path
-    if path is not None and not path.is_dir():
-        raise OperatorError("no_spool", f"There is no folder {path}.", "Give the folder with the *.spool files.")
+    if not folder.is_dir():
+        raise OperatorError(
+            "no_spool",
+            f"There is no folder {folder}.",
+            "Give the folder with the *.spool files: --path, or KINGUIN_SPOOL__PATH.",
+        )
+    readable, unreadable = [], set()
     for file in spool_paths(folder):
         try:
             look(file)
         except sqlite3.Error as error:
             output.talk(f"{file} cannot be read: {error}")
+            unreadable.add(file)
         else:
-            yield file
+            readable.append(file)
+    return readable, frozenset(unreadable)

@@ -101,6 +101,11 @@ class Spool:
         return contents.records - contents.refused
 
     @property
+    def unreadable(self) -> frozenset[Path]:
+        """The files that could not be taken over, and those of this process that cannot be read on."""
+        return frozenset({*self._unreadable, *(file.path for file in self.files() if file.failure is not None)})
+
+    @property
     def is_trusted(self) -> bool:
         """Whether no write has failed in a way after which the disk may say what it likes."""
         return self._own.failure is None

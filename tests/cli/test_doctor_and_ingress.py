@@ -105,3 +105,19 @@ kinguin_ingress_in_flight {in_flight}
             }
         )
     assert found["ledger"][0] == state
+
+
+def test_doctor_names_a_spool_file_that_cannot_be_read_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "a.spool").write_bytes(b"this was never a database" * 100)
+    with admin_port_that_says("") as port:
+        found, _ = diagnoses(
+            {
+                "KINGUIN_INGRESS__ADMIN_PORT": str(port),
+                "KINGUIN_LOCAL__DATA_DIR": str(tmp_path),
+                "KINGUIN_SPOOL__PATH": str(tmp_path),
+            }
+        )
+    state, detail = found["spool"]
+    assert state == "fail"
+    assert f"1 files cannot be read: {tmp_path / 'a.spool'}" in detail
+    assert "ledger" in found

@@ -139,6 +139,26 @@ def test_a_file_that_is_no_spool_is_named_and_left(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_drain_says_what_it_cannot_bring_into_kafka_and_ends_with_1(tmp_path: Path) -> None:
+    """Whoever deletes the volume after "0 left" must not delete these."""
+    (tmp_path / "a.spool").write_bytes(b"this was never a database" * 100)
+    nothing_else = spool(tmp_path, "drain", "--json")
+    told = {"drained": 0, "left": 0, "refused": 0, "unreadable": 1}
+    assert (nothing_else.returncode, json.loads(nothing_else.stdout)) == (1, told)
+    fill(tmp_path / "b.spool", "A", refused="A")
+    refused = spool(tmp_path, "drain", KINGUIN_KAFKA__BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}")
+    assert refused.stdout == "0 events drained, 0 left, 1 refused by Kafka, 1 files unreadable\n"
+    assert refused.returncode == 1
+
+
+@pytest.mark.parametrize("command", ["status", "drain", "retry", "export"])
+def test_a_folder_of_the_settings_that_is_not_there_is_a_mistake_too(tmp_path: Path, command: str) -> None:
+    mistaken = run({"KINGUIN_SPOOL__PATH": str(tmp_path / "mistyped")}, "spool", command)
+    assert mistaken.returncode == 1
+    assert "There is no folder" in mistaken.stderr
+    assert not (tmp_path / "mistyped").exists()
+
+
 def settings(bootstrap_servers: str, prefix: str) -> dict[str, str]:
     return {"KINGUIN_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers, "KINGUIN_TOPICS__PREFIX": prefix}
 
@@ -160,7 +180,8 @@ def test_drain_brings_what_nobody_owns_into_kafka_and_leaves_to_the_living_what_
     fill(tmp_path / "b.spool", "C", "D", prefix=topic_prefix, refused="D")
     with another_process(tmp_path / "living.spool"):
         done = spool(tmp_path, "drain", "--json", **settings(kafka.bootstrap_servers, topic_prefix))
-        assert (done.returncode, json.loads(done.stdout)) == (0, {"drained": 3, "left": 0})
+        told = {"drained": 3, "left": 0, "refused": 1, "unreadable": 0}
+        assert (done.returncode, json.loads(done.stdout)) == (1, told)
         assert orders(kafka.bootstrap_servers, topic_prefix) == ["A", "B", "C"]
         assert look(tmp_path / "living.spool").records == 3
     assert look(tmp_path / "b.spool").refused == 1  # for a person
@@ -175,7 +196,7 @@ def test_drain_gives_up_in_time_with_1_and_keeps_what_is_left(tmp_path: Path) ->
     done = spool(tmp_path, "drain", "--timeout-s", "2", **nowhere)
     assert time.monotonic() - began_s < 2 + 5 + 8  # its time, the last flush, and a busy machine
     assert done.returncode == 1
-    assert done.stdout == "0 events drained, 2 left\n"
+    assert done.stdout == "0 events drained, 2 left, 0 refused by Kafka, 0 files unreadable\n"
     (left,) = tmp_path.glob("*.spool")
     assert look(left).records == 2
 
@@ -200,7 +221,8 @@ def test_drain_goes_on_once_kafka_is_back(own_kafka: OwnKafka, topic_prefix: str
         time.sleep(5)
         os.kill(own_kafka.broker.pid, signal.SIGCONT)
         told, said = draining.communicate(timeout=60)
-    assert json.loads(told) == {"drained": 2, "left": 0}, said
+    assert json.loads(told) == {"drained": 2, "left": 0, "refused": 0, "unreadable": 0}, said
+    assert draining.returncode == 0
     assert set(orders(own_kafka.bootstrap_servers, topic_prefix)) == {"A", "B"}
 
 
