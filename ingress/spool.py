@@ -134,7 +134,7 @@ class Spool:
         if trouble is not None:
             raise SpoolFailed("failed" if self._own.failure else "full", trouble)
         file = self._own
-        done = file.begin_append(record, awaited=report is not None)
+        done = file.append(record, self.timeout_s, awaited=report is not None)
         done.add_done_callback(lambda appended: self._appended(file, appended, report))
         return done
 

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 SUFFIX: Final = ".spool"
 MAX_OPERATIONS: Final = 512
 """In one transaction."""
+MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
+"""Of records that wait for the disk. Beyond it the next one is refused at once: a disk that stalls must not cost memory."""
 RESERVE_BYTES: Final = 8 * 1024 * 1024
 """Kept free beside the file. On a full disk a DELETE fails too, so without it a full spool could not be drained."""
 _RETAKE_EVERY_S: Final = 1.0
@@ -100,6 +102,7 @@ class _Append:
     record: OutgoingRecord
     spooled_at_ms: int
     awaited: bool
+    until_s: float
     done: "Future[int]"
 
 
@@ -147,6 +150,8 @@ class SpoolFile:
         """Why the disk is not trusted any more, or None."""
         self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._retake_at_s = time.monotonic() + _RETAKE_EVERY_S
+        self._queueing = threading.Lock()
+        self._queued_bytes = 0
         self._closed = False
         self._awaited: set[int] = set()
         self._reading = threading.Lock()
@@ -155,25 +160,32 @@ class SpoolFile:
         self._thread = threading.Thread(target=self._write, name=f"spool-{path.stem[-6:]}", daemon=True)
         self._thread.start()
 
-    def append(self, record: OutgoingRecord, timeout_s: float, *, awaited: bool = False) -> int:
-        """Return the record's id once it is on disk. Raises SpoolFailed; then it may be on disk all the same.
+    def append(self, record: OutgoingRecord, timeout_s: float, *, awaited: bool = False) -> "Future[int]":
+        """Return what will be the record's id once it is on disk, or SpoolFailed. Raises SpoolFailed if nothing is taken.
 
+        timeout_s: for how long somebody waits for it. What the disk has not begun with by then is left out, as "slow"; what
+        it has begun with may be on disk although nobody waits any more, and is then drained like the others.
         awaited: Kafka may have it already, and its report will come: `oldest` passes it over until `report_came`.
-        """
-        done = self.begin_append(record, awaited=awaited)
-        try:
-            return done.result(timeout_s)
-        except TimeoutError as error:
-            raise SpoolFailed("slow", f"the disk did not answer within {timeout_s:g} s") from error
-
-    def begin_append(self, record: OutgoingRecord, *, awaited: bool = False) -> "Future[int]":
-        """Return what will be the record's id, or SpoolFailed. Raises SpoolFailed if the file takes nothing.
-
         What is called back is called on the thread that writes, and must not block.
         """
         done: Future[int] = Future()
-        self._submit(_Append(record, time.time_ns() // 1_000_000, awaited, done))
+        size = _ROW_BYTES + len(record.key) + len(record.value)
+        with self._queueing:
+            if self._queued_bytes + size > MAX_QUEUED_BYTES:
+                raise SpoolFailed("slow", f"{self._queued_bytes} bytes wait for the disk already")
+            self._queued_bytes += size
+        done.add_done_callback(lambda _: self._unqueue(size))
+        try:
+            now_ms = time.time_ns() // 1_000_000
+            self._submit(_Append(record, now_ms, awaited, time.monotonic() + timeout_s, done))
+        except SpoolFailed:
+            self._unqueue(size)
+            raise
         return done
+
+    def _unqueue(self, size: int) -> None:
+        with self._queueing:
+            self._queued_bytes -= size
 
     def report_came(self, spooled_id: int, *, delivered: bool) -> None:
         """Forget a record that was awaited, or let it wait for Kafka like any other. Does not wait for the disk."""
@@ -280,7 +292,16 @@ class SpoolFile:
             if batch:
                 self._commit(batch)
 
-    def _commit(self, batch: Sequence[_Operation]) -> None:
+    def _commit(self, handed_over: Sequence[_Operation]) -> None:
+        batch = []
+        for operation in handed_over:
+            if isinstance(operation, _Append) and operation.until_s < time.monotonic():
+                # Its sender has been told to come again: on disk it would only be one more of the same.
+                operation.done.set_exception(SpoolFailed("slow", "the disk did not get to it in time"))
+            else:
+                batch.append(operation)
+        if not batch:
+            return
         try:
             ids = self._transact(batch)
         except Exception as error:  # noqa: BLE001 - nobody starts this thread again, and requests wait for what it does

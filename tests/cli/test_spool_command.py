@@ -37,7 +37,7 @@ def record(order_id: str, prefix: str = "kinguin") -> OutgoingRecord:
 def fill(path: Path, *order_ids: str, prefix: str = "kinguin", refused: str | None = None) -> None:
     with SpoolFile(path) as file:
         for order_id in order_ids:
-            spooled = file.append(record(order_id, prefix), 5)
+            spooled = file.append(record(order_id, prefix), 5).result(5)
             if order_id == refused:
                 file.refuse(spooled, "refused: MSG_SIZE_TOO_LARGE")
 
@@ -59,7 +59,7 @@ CHILD = """
     from tests.cli.test_spool_command import record
     file = SpoolFile(Path(sys.argv[1]))
     for number in range(3):
-        file.append(record(f"dead-{number}"), 10)
+        file.append(record(f"dead-{number}"), 10).result(10)
     print("spooled", flush=True)
     sys.stdin.read()
 """

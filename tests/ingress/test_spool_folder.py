@@ -25,7 +25,7 @@ def record(number: int) -> OutgoingRecord:
 def leave_behind(path: Path, *numbers: int) -> None:
     with SpoolFile(path) as file:
         for number in numbers:
-            file.append(record(number), 5)
+            file.append(record(number), 5).result(5)
 
 
 def test_files_of_the_dead_are_taken_over_and_offered_before_ones_own(tmp_path: Path) -> None:
