@@ -136,7 +136,11 @@ class Webhooks:
             raise Problem("body_too_large")
         entry.body_bytes = len(asked.body)
         delivery = _delivery(asked, store, asked.body, received_at_ms)
-        match decide(delivery, self.secrets):
+
+        def authenticated() -> None:
+            entry.authenticated = True
+
+        match decide(delivery, self.secrets, authenticated):
             case Ping():
                 return _ping(entry)
             case Refused(reason):
@@ -145,7 +149,7 @@ class Webhooks:
                     self.stripped_headers.seen()
                 raise Problem("unauthorized", headers=(("WWW-Authenticate", CHALLENGE),))
             case Accepted(event):
-                entry.authenticated, entry.event = True, event.record_name
+                entry.event = event.record_name
                 self.vigil.came(store, event.record_name)
                 try:
                     where = yield from self._keep(asked, event, entry, request_id)
@@ -157,7 +161,6 @@ class Webhooks:
                 entry.outcome, entry.reason = "acked" if where == "kafka" else "spooled", ""
                 return _NOTHING_TO_SAY
             case Invalid(dead_letter):
-                entry.authenticated = True
                 self.vigil.came(store, dead_letter.event or OTHER)
                 return (yield from self._dead_letter(asked, dead_letter, entry, request_id))
 

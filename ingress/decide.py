@@ -1,8 +1,8 @@
 """From (headers, body) to (record | refusal): everything the ingress decides about a delivery, without HTTP or Kafka."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.message import Message
 from functools import lru_cache
 from typing import Final, Literal, get_args
 
@@ -16,6 +16,8 @@ from kinguin_streams.schemas.events import EVENT_NAMES, DeadLetter, Event, Event
 MAX_BODY_BYTES: Final = 65_536
 """The sender's payloads are under 1 KiB."""
 MAX_KEPT_NAME_CHARACTERS: Final = 256
+# Each parameter of a Content-Type; a semicolon in quotes ends none.
+_PARAMETER: Final = re.compile(r';((?:"(?:[^"\\]|\\.)*"|[^;"])*)', re.DOTALL)
 
 INVALID_REASONS: Final = frozenset(
     {"unsupported_encoding", "missing_event_name", "unknown_event", "refused_by_kafka", *reasons()}
@@ -67,13 +69,17 @@ class Invalid:
 Decision = Ping | Refused | Accepted | Invalid
 
 
-def decide(delivery: Delivery, secrets: Secrets) -> Decision:
-    """Return what is to be done. No work is spent on the content before the secret has been found right."""
+def decide(delivery: Delivery, secrets: Secrets, on_authenticated: Callable[[], object] = lambda: None) -> Decision:
+    """Return what is to be done. No work is spent on the content before the secret has been found right.
+
+    on_authenticated: called then, so that it is known even if the content is too much for us.
+    """
     if delivery.event_name is None and delivery.secret is None:
         # A body without either header is no ping: a proxy that strips headers would lose everything behind a 2xx.
         return Refused("headers_missing") if delivery.body else Ping()
     if not delivery.secret or not secrets.accept(delivery.store, delivery.secret):
         return Refused("wrong_secret")
+    on_authenticated()
     try:
         _check_encoding(delivery)
         return Accepted(read_event(delivery.store, _known(delivery.event_name), delivery.body, delivery.received_at_ms))
@@ -107,11 +113,16 @@ def _check_encoding(delivery: Delivery) -> None:
 
 @lru_cache(maxsize=64)  # a sender has one
 def _is_utf_8(content_type: str) -> bool:
-    # The type itself is not looked at: the sender spells it "aplication/json".
-    header = Message()
-    header["Content-Type"] = content_type
-    charset = header.get_param("charset", "utf-8")
-    return isinstance(charset, str) and charset.lower() in {"utf-8", "utf8", "us-ascii"}
+    # The type itself is not looked at: the sender spells it "aplication/json". The standard library's email.message raises
+    # TypeError or ValueError at charset*0, charset*=x and charset*<5000 digits>, by RFC 2231: no webhook needs those.
+    for parameter in _PARAMETER.findall(content_type):
+        name, _, value = parameter.partition("=")
+        name = name.strip().lower()
+        if name.startswith("charset*"):
+            return False
+        if name == "charset" and value.strip().strip('"').lower() not in {"utf-8", "utf8", "us-ascii"}:
+            return False
+    return True
 
 
 def _known(name: str | None) -> EventName:

@@ -155,6 +155,7 @@ def test_a_retry_of_a_bad_delivery_has_the_same_id() -> None:
         "application/octet-stream",
         "multipart/form-data; boundary=x",
         "nonsense",
+        'multipart/form-data; boundary="; charset=utf-16"',
     ],
 )
 def test_row_26_any_content_type_passes_in_utf_8(content_type: str | None) -> None:
@@ -164,6 +165,22 @@ def test_row_26_any_content_type_passes_in_utf_8(content_type: str | None) -> No
 @pytest.mark.parametrize("charset", ["utf-16", "iso-8859-1", "latin-1", "UTF-7", "", "utf-8x", '"utf-16', "'utf-8'"])
 def test_row_26_another_charset_is_unsupported(charset: str) -> None:
     assert reason_of(decision(content_type=f"application/json; charset={charset}")) == "unsupported_encoding"
+
+
+EXTENDED_CHARSETS = [
+    "charset*=utf-16''x; charset*0=a",
+    "charset*=x; charset*1=y",
+    "charset*=utf-8''utf-8",
+    f"charset*{'7' * 5000}=x",
+    "charset=utf-8; charset*1=x",
+    "charset",
+    "charset=utf-8; CHARSET=utf-16",
+]
+
+
+@pytest.mark.parametrize("parameters", EXTENDED_CHARSETS, ids=lambda parameters: parameters[:40])
+def test_a_charset_that_is_written_as_no_webhook_writes_it_is_unsupported(parameters: str) -> None:
+    assert reason_of(decision(content_type=f"application/json; {parameters}")) == "unsupported_encoding"
 
 
 @pytest.mark.parametrize("encoding", [None, "", "identity", " Identity "])
@@ -177,13 +194,21 @@ def test_row_26_a_content_encoding_is_unsupported(encoding: str) -> None:
 
 
 HEADER = st.none() | st.text(st.characters(max_codepoint=255), max_size=60)
+# What the syntax of parameters is made of, put together at random.
+PARAMETERS = st.lists(
+    st.sampled_from(
+        [";", "=", "*", "'", '"', "\\", " ", "charset", "charset*", "utf-8", "utf-16", "0", "1", "%41", "x", "7" * 99]
+    )
+).map("".join)
 
 
 @settings(max_examples=300)
 @given(
     event_name=HEADER | st.sampled_from(["order.status", "product.update"]),
     secret=st.none() | st.binary(max_size=40) | st.just(b"current-secret"),
-    content_type=HEADER | st.text(st.characters(max_codepoint=255), max_size=30).map("a/b; charset={}".format),
+    content_type=HEADER
+    | st.text(st.characters(max_codepoint=255), max_size=30).map("a/b; charset={}".format)
+    | PARAMETERS.map("a/b;{}".format),
     content_encoding=HEADER,
     body=st.binary(max_size=80),
 )

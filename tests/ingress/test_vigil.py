@@ -116,6 +116,16 @@ def test_silence_is_in_readyz_and_in_the_metrics_and_does_not_change_readiness(
         assert running.metrics()["kinguin_ingress_failure_ratio", ()] == 0.5  # what is kept, but refused, is one
 
 
+def test_content_that_is_too_much_for_us_is_a_failure_of_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr("kinguin_streams.ingress.decide.read_event", fails)
+    ledger = Ledger()
+    assert post(application(Taken(), ledger)).status == 500
+    assert samples(generate_latest(ledger.registry).decode())["kinguin_ingress_failure_ratio", ()] == 1
+
+
 def test_a_fault_of_ours_is_a_failure_of_the_senders() -> None:
     ledger = Ledger()
     assert post(application(Taken(RuntimeError("ours")), ledger)).status == 500

@@ -191,6 +191,18 @@ def test_row_26_any_content_type_passes_and_an_encoding_we_do_not_read_is_kept_a
     assert ("Content-Encoding", b"gzip") in [header for letter in letters for header in letter.headers]
 
 
+def test_a_charset_in_the_extended_syntax_is_kept_as_another_charset_is(ingress: RunningIngress) -> None:
+    parameters = ["charset*=utf-16''x; charset*0=a", "charset*=x; charset*1=y", f"charset*{'7' * 5000}=x"]
+    answers, bodies = [], []
+    for parameter in parameters:
+        bodies.append(order_status(new_id()))
+        own: list[Header] = [("X-Event-Name", "order.status"), ("X-Event-Secret", SECRET)]
+        own += [("Content-Type", f"a/b; {parameter}"), ("Content-Length", str(len(bodies[-1])))]
+        answers.append(ingress.send(request_bytes("POST", "/webhooks", own, bodies[-1])))
+    assert {(answer.status, answer.fault) for answer in answers} == {(202, "unsupported_encoding")}
+    assert {letter.body for letter in ingress.log.dead_letters()} == set(bodies)
+
+
 # --- row 27 ---
 
 
