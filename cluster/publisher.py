@@ -126,7 +126,7 @@ class KafkaPublisher:
     def partitions(self, topic: str, timeout_s: float) -> int:
         """Return the topic's number of partitions as this producer's own connection sees it.
 
-        Raises TopicMissing, or PublishFailed("not_delivered") if the cluster does not answer.
+        Raises TopicMissing, or PublishFailed("not_delivered") if the cluster does not answer, or cannot say just now.
         """
         try:
             cluster = self._producer.list_topics(topic, timeout=timeout_s)
@@ -135,7 +135,10 @@ class KafkaPublisher:
         self.cluster_id = cluster.cluster_id
         metadata = cluster.topics[topic]
         if metadata.error is not None:
-            raise TopicMissing("not_delivered", f"topic {topic}: {_words(metadata.error)}", landed="no")
+            # Others pass, such as LEADER_NOT_AVAILABLE while a broker restarts, or do not say that the topic is not there.
+            is_missing = metadata.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+            kind = TopicMissing if is_missing else PublishFailed
+            raise kind("not_delivered", f"topic {topic}: {_words(metadata.error)}", landed="no")
         return len(metadata.partitions)
 
     def publish(self, record: OutgoingRecord) -> None:

@@ -31,9 +31,10 @@ class Check:
 class Readiness:
     """Asks Kafka through the real producer, so that "ready" means: this very process can publish to every topic.
 
-    Once it has proven that, Kafka being away does not make it unready as long as the spool takes events: every other
-    process behind the same balancer would be unready too, and the sender would find nobody. For the same reason a process
-    that starts while Kafka is away goes by what an earlier one has proven, if it left a proof beside the spool.
+    Once it has proven that, neither Kafka being away nor a topic that is deleted makes it unready as long as the spool takes
+    events: every other process behind the same balancer would be unready too, and the sender would find nobody. For the same
+    reason a process that starts while Kafka is away goes by what an earlier one has proven, if it left a proof beside the
+    spool.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Readiness:
         self._earlier: Proof | None = None if proof_file is None else proof_file.read()
         self._names = [spec.name for spec in topics.specs]
         self._kafka = Check(ok=False, detail="not asked yet")
+        self._missing: tuple[str, ...] = ()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_asking, name="readiness", daemon=True)
         self._thread.start()
@@ -64,9 +66,15 @@ class Readiness:
                 ok=not self._stopping.is_set(), detail="stopping" if self._stopping.is_set() else "serving"
             ),
             "producer": Check(ok=fatal is None, detail=fatal or "usable"),
-            "topics": self._kafka,
+            "topics": self._topics(),
             "spool": self._spool(),
         }
+
+    def _topics(self) -> Check:
+        kafka, spool = self._kafka, self._keeper.spool
+        if kafka.ok and self._missing and spool is not None and (trouble := spool.trouble()) is not None:
+            return Check(ok=False, detail=f"{kafka.detail}, which takes none: {trouble}")
+        return kafka
 
     def _spool(self) -> Check:
         spool = self._keeper.spool
@@ -80,14 +88,20 @@ class Readiness:
 
     def warnings(self) -> list[str]:
         """Return what an operator should look at, though requests may be sent."""
+        missing = [f"topics: {name} is missing; its events go to the spool" for name in self._missing]
         earlier = self._earlier  # once: the thread that asks lets go of it when Kafka is back
         if earlier is None or not self.by_earlier_proof:
-            return self._vigil.warnings()
+            return [*missing, *self._vigil.warnings()]
         unproven = (
             f"topics: not seen by this process, as Kafka was away at its start; an earlier one saw them at "
             f"{earlier.seen}. Events go to the spool"
         )
         return [unproven, *self._vigil.warnings()]
+
+    @property
+    def missing(self) -> int:
+        """How many of the topics the cluster says it does not have."""
+        return len(self._missing)
 
     @property
     def by_earlier_proof(self) -> bool:
@@ -107,24 +121,45 @@ class Readiness:
         """Ask about every topic. An answer also tells the breaker that Kafka may be tried again."""
         self._answered = False
         try:
-            found = {name: self._publisher.partitions(name, METADATA_TIMEOUT_S) for name in self._names}
-        except TopicMissing as missing:
-            # Kafka is there: the events of the other topics need not wait until this one is. And what this process has
-            # seen itself beats what another one saw before.
-            self._earlier = None
-            self._keeper.breaker.answered()
-            return Check(ok=False, detail=str(missing))
+            found, missing = self._find()
         except PublishFailed as failed:
             if self._proven and self._keeper.spool is not None:
                 return Check(ok=True, detail=f"{failed}; events go to the spool")
             if self._earlier is not None and self._keeper.spool is not None:
                 return self._believe(self._earlier, failed)
             return Check(ok=False, detail=str(failed))
+        self._note_missing(tuple(missing))
+        if missing:
+            # Kafka is there: the events of the other topics need not wait until these are. And what this process has seen
+            # itself beats what another one saw before.
+            self._earlier = None
+            self._keeper.breaker.answered()
+            why = "; ".join(missing.values())
+            if self._proven and self._keeper.spool is not None:
+                return Check(ok=True, detail=f"{why}; events go to the spool")
+            return Check(ok=False, detail=why)
         if self._proof_file is not None:
             self._note(self._proof_file, found)
         self._answered = self._proven = True
         self._keeper.breaker.answered()
         return Check(ok=True, detail=f"{len(self._names)} topics known")
+
+    def _find(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Return the number of partitions of each topic that is there, and what is said of each that is not."""
+        found, missing = {}, {}
+        for name in self._names:
+            try:
+                found[name] = self._publisher.partitions(name, METADATA_TIMEOUT_S)
+            except TopicMissing as error:
+                missing[name] = str(error)
+        return found, missing
+
+    def _note_missing(self, missing: tuple[str, ...]) -> None:
+        before, self._missing = self._missing, missing
+        if missing and missing != before:
+            log.error("topics_missing", topics=list(missing), hint="kinguin-streams topics apply")
+        elif before and not missing:
+            log.info("topics_found", topics=list(before))
 
     def _believe(self, earlier: Proof, failed: PublishFailed) -> Check:
         # Nobody has to find out by waiting in vain what is known already.

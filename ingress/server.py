@@ -106,6 +106,11 @@ class Server:
             "Whether only an earlier process has seen the topics: this one started while Kafka was away.",
             registry=self.ledger.registry,
         ).set_function(lambda: self._readiness.by_earlier_proof)
+        Gauge(
+            "kinguin_ingress_topics_missing",
+            "Declared topics that Kafka says it does not have; what is meant for them waits in the spool.",
+            registry=self.ledger.registry,
+        ).set_function(lambda: self._readiness.missing)
         self._reload = SecretsReload(secrets, self.read_secrets, vigil)
         webhooks = Webhooks(
             secrets=secrets,

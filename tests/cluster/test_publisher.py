@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER, producer_config
-from kinguin_streams.cluster.publisher import KafkaPublisher, Publisher, PublishFailed
+from kinguin_streams.cluster.publisher import KafkaPublisher, Publisher, PublishFailed, TopicMissing
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import EventId, OrderStatus, StoreName
@@ -190,12 +191,30 @@ def test_a_topics_partitions_are_asked_over_the_producers_own_connection(
     topic = create_topic(kafka.bootstrap_servers, topic_prefix, partitions=3)
     with open_publisher(kafka.bootstrap_servers) as publisher:
         assert publisher.partitions(topic, timeout_s=10) == 3
-        with pytest.raises(PublishFailed, match="missing") as failed:
+        with pytest.raises(TopicMissing, match="missing") as failed:
             publisher.partitions(f"{topic}.missing", timeout_s=10)
         assert failed.value.landed == "no"
     with open_publisher("127.0.0.1:1") as publisher, pytest.raises(PublishFailed) as unreachable:
         publisher.partitions(topic, timeout_s=0.3)
     assert unreachable.value.code == "not_delivered"
+
+
+class Electing:
+    """A client that is told of a topic that it has no leader now, as in a broker's restart."""
+
+    def list_topics(self, topic: str, **_: float) -> Any:
+        error = KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
+        return SimpleNamespace(cluster_id="c", topics={topic: SimpleNamespace(error=error, partitions={})})
+
+
+def test_a_topic_without_a_leader_is_not_one_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_publisher("127.0.0.1:1") as publisher:
+        with monkeypatch.context() as patched:
+            publisher.close(0)  # its thread, which uses the client, ends
+            patched.setattr(publisher, "_producer", Electing())
+            with pytest.raises(PublishFailed, match="LEADER_NOT_AVAILABLE") as failed:
+                publisher.partitions("t", timeout_s=1)
+        assert not isinstance(failed.value, TopicMissing)
 
 
 def test_a_cluster_that_is_not_there_is_a_failure_within_the_ack_wait() -> None:
@@ -295,7 +314,7 @@ def test_a_publisher_made_before_fork_refuses_in_the_child(kafka: KafkaCluster, 
         f"""
         import os, sys
         from kinguin_streams.cluster.connection import producer_config
-        from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed
+        from kinguin_streams.cluster.publisher import KafkaPublisher, PublishFailed, TopicMissing
         from kinguin_streams.cluster.settings import KafkaSettings
         from kinguin_streams.schemas.outgoing import OutgoingRecord
 

@@ -152,8 +152,12 @@ def test_row_12_a_topic_deleted_at_run_time_costs_no_event_and_no_time(
     with running_ingress(bootstrap, topic_prefix, tmp_path, spool__enabled=with_spool) as running:
         client = admin(bootstrap)
         client.delete_topics([deleted])[deleted].result(timeout=10)
-        unready = f"topic {deleted}"
-        wait_until(lambda: unready in running.admin("/readyz").body.decode(), 10, "unreadiness that names the topic")
+        named = f"[!] topics: {deleted} is missing"
+        wait_until(lambda: named in running.admin("/readyz").body.decode(), 10, "a warning that names the topic")
+        # The topic is missing behind every ingress: unready, none of them would get any event, and the spool takes them.
+        assert is_ready(running) == with_spool
+        assert running.metrics()["kinguin_ingress_topics_missing", ()] == 1
+        assert f'"topics": ["{deleted}"]' in running.log_text()
         witness = Witness(tmp_path / "witness.jsonl")
         answers = witness.post(running, bodies(100), clients=20)
         assert {answer.status for answer in answers} == {204 if with_spool else 503}
@@ -176,6 +180,8 @@ def test_row_12_a_topic_deleted_at_run_time_costs_no_event_and_no_time(
         else:
             wait_until(lambda: running.post(order_status("again")).status == 204, 60, "the topic's return")
         wait_until(lambda: is_ready(running), 10, "readiness")
+        wait_until(lambda: not running.metrics()["kinguin_ingress_topics_missing", ()], 10, "the topic's return")
+        assert "is missing" not in running.admin("/readyz?verbose").body.decode()
 
 
 # --- row 13: strict ---

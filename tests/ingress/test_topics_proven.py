@@ -10,9 +10,9 @@ import pytest
 import urllib3
 
 from kinguin_streams.ingress.proven import FILE_NAME, Proof, ProofFile, why_not
-from tests.conftest import StartBroker, free_port
+from tests.conftest import KafkaCluster, StartBroker, free_port
 from tests.ingress.faults import Witness, assert_invariants, bodies, end, kill, spooled, wait_until_drained
-from tests.ingress.running_ingress import command, running_ingress, start, wait_until
+from tests.ingress.running_ingress import SERVERS, command, running_ingress, start, wait_until
 
 NOW_S = 1_700_000_000.0
 PROOF = Proof(
@@ -163,3 +163,21 @@ def test_while_kafka_is_away_a_proof_of_other_topics_or_no_spool_leaves_it_unrea
         finally:
             process.kill()
     assert ("topics_proof_not_counted" in (tmp_path / "log").read_text()) == (unlike == "prefix")
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("server", SERVERS)
+def test_row_12_before_the_topics_have_been_seen_a_missing_one_is_unreadiness(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
+) -> None:
+    arguments, environment = command(
+        kafka.bootstrap_servers, topic_prefix, port=free_port(), admin_port=(admin_port := free_port()), server=server
+    )
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=log)
+    try:
+        wait_until(lambda: "UNKNOWN_TOPIC_OR_PART" in _readyz(admin_port), 30, "an answer about the topics")
+        assert _readyz(admin_port).startswith("503")
+    finally:
+        process.kill()
+        process.wait()
