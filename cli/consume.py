@@ -59,7 +59,7 @@ def _consume(projection: "Projection", state_url: str | None) -> None:
     from kinguin_streams.telemetry.traces import traces
 
     settings = load(state={"url": state_url})
-    configure(settings.log.level, settings.log.format)
+    configure(settings.log.level, settings.log.format, in_background=True)
     with wiring.publisher(settings, client_id=f"kinguin-streams-{projection.name}") as publisher:
         # After the publisher: where nobody has said where Kafka is, no database is left behind.
         store = StateStore(settings.state, projection)

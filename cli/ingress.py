@@ -48,7 +48,7 @@ def ingress(
         live = load(ingress=given).ingress.secrets
         return {store: [secret.get_secret_value() for secret in of_store] for store, of_store in live.items()}
 
-    configure(settings.log.level, settings.log.format)
+    configure(settings.log.level, settings.log.format, in_background=True)
     encoder = wiring.encoder(settings)
     try:
         spool = Spool(settings.spool) if settings.spool.enabled else None

@@ -1,6 +1,6 @@
 """The admin port: /livez, /readyz, /metrics, /openapi.json, served by a thread of its own so that no webhook can delay them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import falcon
@@ -15,9 +15,21 @@ METRICS: Final = "/metrics"
 OPENAPI: Final = "/openapi.json"
 
 
+STALLED_S: Final = 10.0
+"""A loop that serves turns several times a second. One that has not for so long serves nobody, and only a restart helps."""
+
+
 class _Livez:
+    def __init__(self, stalled_s: Callable[[], float]) -> None:
+        self._stalled_s = stalled_s
+
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        resp.text = "ok\n"
+        stalled_s = self._stalled_s()
+        if stalled_s > STALLED_S:
+            resp.text = f"no webhook has been served for {stalled_s:.0f} s: the loop is stuck\n"
+            resp.status = falcon.HTTP_503
+        else:
+            resp.text = "ok\n"
         resp.content_type = falcon.MEDIA_TEXT
 
 
@@ -56,11 +68,19 @@ class _OpenApi:
         resp.content_type = falcon.MEDIA_JSON
 
 
-def make_admin_app(readiness: Readiness, registry: CollectorRegistry, document: Mapping[str, Any]) -> falcon.App:  # type: ignore[type-arg]
-    """Return the WSGI application of the admin port. document: the OpenAPI document of this process."""
+def make_admin_app(
+    readiness: Readiness,
+    registry: CollectorRegistry,
+    document: Mapping[str, Any],
+    stalled_s: Callable[[], float],
+) -> falcon.App:  # type: ignore[type-arg]
+    """Return the WSGI application of the admin port.
+
+    document: the OpenAPI document of this process. stalled_s: for how long the loop that serves webhooks has not turned.
+    """
     app = falcon.App()
     app.req_options.keep_blank_qs_values = True  # so that a bare ?verbose counts
-    app.add_route(LIVEZ, _Livez())
+    app.add_route(LIVEZ, _Livez(stalled_s))
     app.add_route(READYZ, _Readyz(readiness))
     app.add_route(METRICS, _Metrics(registry))
     app.add_route(OPENAPI, _OpenApi(document))

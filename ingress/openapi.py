@@ -404,7 +404,17 @@ def _admin_paths(server: Json) -> Json:
         "schema": {"type": "string"},
     }
     return {
-        admin.LIVEZ: get("livez", "Whether the process runs.", {"200": _text("It does.", ["ok\n"])}),
+        admin.LIVEZ: get(
+            "livez",
+            "Whether the process serves.",
+            {
+                "200": _text("It does.", ["ok\n"]),
+                "503": _text(
+                    f"The loop that serves webhooks has not turned for {admin.STALLED_S:g} s; only a restart helps.",
+                    ["no webhook has been served for 12 s: the loop is stuck\n"],
+                ),
+            },
+        ),
         admin.READYZ: get(
             "readyz",
             "Whether it may be sent requests.",

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kinguin_streams.cluster.publisher import KafkaPublisher
+from kinguin_streams.telemetry.logs import lines_dropped
 
 
 class ProcessMetrics(Collector):
@@ -27,3 +28,8 @@ class ProcessMetrics(Collector):
         )
         queue.add_metric((), self._publisher.queue_records)
         yield queue
+        dropped = CounterMetricFamily(
+            "kinguin_log_lines_dropped", "Lines of the log that were dropped because nobody took them in time."
+        )
+        dropped.add_metric((), lines_dropped())
+        yield dropped

@@ -132,7 +132,7 @@ class Server:
             version=version("kinguin-streams"), port=self.settings.port, admin_port=self.settings.admin_port
         )
         self._admin = create_server(
-            make_admin_app(self._readiness, self.ledger.registry, described),
+            make_admin_app(self._readiness, self.ledger.registry, described, self._stalled_s),
             sockets=[listen(self.settings.host, self.settings.admin_port, "KINGUIN_INGRESS__ADMIN_PORT")],
             threads=2,
             asyncore_use_poll=True,
@@ -140,6 +140,7 @@ class Server:
         )
         self._stop_at_s: float | None = None
         self._look_at_s = 0.0
+        self._turned_at_s: float | None = None
 
     def _make_front(self, listener: socket.socket, webhooks: Webhooks) -> Front:
         if self.settings.server == "waitress":
@@ -191,6 +192,7 @@ class Server:
         deadline_s = time.monotonic() + self.settings.stop_timeout_s
         while time.monotonic() < deadline_s and self._front.is_busy():
             self._turn()
+        self._turned_at_s = None
         if self._drain is not None:
             self._drain.stop(deadline_s - time.monotonic())
         left = self.publisher.close(max(0.0, deadline_s - time.monotonic()) + 1.0)
@@ -209,7 +211,13 @@ class Server:
         # Without a spool, a record that got no report was answered 503; with one it is on disk.
         return 1 if self.publisher.fatal is not None or (left and self.spool is None) else 0
 
+    def _stalled_s(self) -> float:
+        """For how long the loop has not turned; 0 where it need not: before it begins, and after it has ended."""
+        turned_at_s = self._turned_at_s
+        return 0.0 if turned_at_s is None else time.monotonic() - turned_at_s
+
     def _turn(self) -> None:
+        self._turned_at_s = time.monotonic()
         self._front.turn(LOOP_TURN_S)
         if time.monotonic() >= self._look_at_s:
             self._look_at_s = time.monotonic() + LOOK_EVERY_S

@@ -270,8 +270,9 @@ def answers(ingress: RunningIngress) -> Iterator[tuple[str, str, Answer]]:
         yield path, "POST", call_wsgi(application(keeper=KafkaAway()), authentic, order_status("A"), real)
     for path in (admin.LIVEZ, admin.READYZ, admin.METRICS, admin.OPENAPI):
         yield path, "GET", ingress.admin(path)
-    stopping = make_admin_app(unready, CollectorRegistry(), DOCUMENT)
-    yield admin.READYZ, "GET", call_wsgi(stopping, [], b"", admin.READYZ, "GET")
+    stuck = make_admin_app(unready, CollectorRegistry(), DOCUMENT, lambda: admin.STALLED_S + 1)
+    for path in (admin.READYZ, admin.LIVEZ):
+        yield path, "GET", call_wsgi(stuck, [], b"", path, "GET")
 
 
 def _of_the_process(method: str, body: bytes) -> Iterator[tuple[list[Header], bytes]]:
