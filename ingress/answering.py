@@ -99,6 +99,7 @@ class Webhooks:
     stripped_headers: StrippedHeaders
     vigil: Vigil
     deadline_s: float
+    max_in_flight: int
     request_log: RequestLog
     traces: Traces
     now_ms: Clock = _now_ms
@@ -139,6 +140,12 @@ class Webhooks:
 
         def authenticated() -> None:
             entry.authenticated = True
+            in_flight = self.ledger.in_flight
+            if in_flight > self.max_in_flight:
+                # Others are answered at once and hold nothing. Each of these would hold its body while Kafka or the disk is slow.
+                entry.reason = "too_many_in_flight"
+                log.error("not_kept", request_id=request_id, code=entry.reason, in_flight=in_flight)
+                raise Problem("unavailable", headers=_COME_AGAIN)
 
         match decide(delivery, self.secrets, authenticated):
             case Ping():

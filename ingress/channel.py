@@ -70,10 +70,24 @@ class Channel(HTTPChannel):
     task_class = Task
     parser_class = Request
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.silent_since_s: float | None = time.monotonic()
+        """When it was opened; None once its first byte has come."""
+
+    def received(self, data: bytes) -> bool:
+        """Take bytes from the client."""
+        self.silent_since_s = None
+        return bool(super().received(data))
+
     def asked(self) -> dict[str, Any] | None:
         """Return the WSGI environment of the oldest request; None if the server answers that itself, or nobody is there."""
         request = self.requests[0]
         return None if request.error or not self.connected else Task(self, cast("Any", request)).get_environment()
+
+    def waits_since_s(self) -> float | None:
+        """Since when a request has been coming in, or is due on a new connection; None while the client owes nothing."""
+        return self.request.began_s if isinstance(self.request, Request) else self.silent_since_s
 
     def answered(self, answer: Answer) -> None:
         """Answer the oldest request."""
@@ -82,7 +96,7 @@ class Channel(HTTPChannel):
 
 
 def cut_off_slow(channels: Iterable[object], timeout_s: float) -> int:
-    """Close the connections whose request has been coming in for longer than this; return how many.
+    """Close the connections whose request has been coming in, or whose first is due, for longer than this; return how many.
 
     Measured: a body of one byte a second was never cut off, and a hundred such clients stopped all service.
     """
@@ -92,8 +106,8 @@ def cut_off_slow(channels: Iterable[object], timeout_s: float) -> int:
         for channel in channels
         if isinstance(channel, Channel)
         and not channel.requests
-        and isinstance(channel.request, Request)
-        and channel.request.began_s < before_s
+        and (since_s := channel.waits_since_s()) is not None
+        and since_s < before_s
     ]
     for channel in slow:
         channel.will_close = True

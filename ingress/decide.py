@@ -72,7 +72,7 @@ Decision = Ping | Refused | Accepted | Invalid
 def decide(delivery: Delivery, secrets: Secrets, on_authenticated: Callable[[], object] = lambda: None) -> Decision:
     """Return what is to be done. No work is spent on the content before the secret has been found right.
 
-    on_authenticated: called then, so that it is known even if the content is too much for us.
+    on_authenticated: called then, so that it is known even if the content is too much for us. It may raise, to go no further.
     """
     if delivery.event_name is None and delivery.secret is None:
         # A body without either header is no ping: a proxy that strips headers would lose everything behind a 2xx.

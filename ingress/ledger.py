@@ -118,6 +118,11 @@ class Ledger(Collector):
             self._in_flight += 1
         return Entry(opened_s=time.perf_counter())
 
+    @property
+    def in_flight(self) -> int:
+        """How many entries are open."""
+        return self._in_flight
+
     def close(self, entry: Entry) -> None:
         """Count the request as what it has become."""
         took_s = time.perf_counter() - entry.opened_s

@@ -122,6 +122,7 @@ class Server:
             on_invalid=self.settings.on_invalid,
             stripped_headers=StrippedHeaders(),
             deadline_s=self.settings.deadline_s,
+            max_in_flight=self.settings.max_in_flight,
             request_log=RequestLog(self.log_every),
             traces=self.traces,
         )

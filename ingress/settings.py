@@ -48,6 +48,9 @@ class IngressSettings(BaseModel):
         default="waitress", description="what speaks HTTP; granian (extra `granian`) answers the same, and more at once"
     )
     connection_limit: int = Field(default=1000, ge=1, description="open connections, each with one request at a time")
+    max_in_flight: int = Field(
+        default=512, ge=1, description="authenticated requests that may wait for Kafka or the disk; beyond: 503 at once"
+    )
     reuse_port: bool = Field(
         default=False, description="share the port with other processes, each with an admin port of its own"
     )

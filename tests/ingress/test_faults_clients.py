@@ -18,6 +18,7 @@ from tests.ingress.running_ingress import (
     new_id,
     order_status,
     running_ingress,
+    wait_until,
 )
 
 pytestmark = pytest.mark.kafka
@@ -91,6 +92,55 @@ def test_row_20_a_request_that_never_ends_is_cut_off(
                 connection.sendall(first)
                 assert _lives_s(connection, whole[len(first) :]) < 8
         assert running.post(order_status(new_id())).status == 204
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_connection_that_says_nothing_is_cut_off_and_one_that_has_been_answered_is_not(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
+) -> None:
+    settings = {"server": server, "request_timeout_s": 2}
+    with (
+        running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, **settings) as running,
+        socket.create_connection(("127.0.0.1", running.port), timeout=10) as silent,
+        socket.create_connection(("127.0.0.1", running.port), timeout=10) as answered,
+    ):
+        answered.sendall(running.webhook(order_status(new_id())))
+        assert answered.recv(1000).startswith(b"HTTP/1.1 204")
+        began_s = time.monotonic()
+        assert silent.recv(1000) in (b"", b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+        assert time.monotonic() - began_s < 6
+        if server == "waitress":  # granian has one limit for both
+            answered.sendall(running.webhook(order_status(new_id())))
+            assert answered.recv(1000).startswith(b"HTTP/1.1 204")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_beyond_the_cap_on_what_is_in_flight_the_sender_is_told_at_once_to_come_again(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path, server: str
+) -> None:
+    cap, more = 20, 15
+    settings = {"server": server, "spool__enabled": False, "max_in_flight": cap}
+    with running_ingress(own_kafka.bootstrap_servers, topic_prefix, tmp_path, **settings) as running:
+        with stalled(own_kafka.broker), ExitStack() as open_:
+            waiting = [
+                open_.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10))
+                for _ in range(cap)
+            ]
+            for connection in waiting:
+                connection.sendall(running.webhook(order_status(new_id())))
+            wait_until(lambda: running.metrics()["kinguin_ingress_in_flight", ()] == cap, 0.9, "all in flight")
+            began_s = time.monotonic()
+            answers = [running.post(order_status(new_id())) for _ in range(more)]
+            assert time.monotonic() - began_s < 0.5
+            assert {(answer.status, answer.headers["retry-after"]) for answer in answers} == {(503, "5")}
+            # Who would not wait is answered as ever.
+            assert running.post(order_status(new_id()), secret="wrong").status == 401
+            assert [connection.recv(12) for connection in waiting] == [b"HTTP/1.1 503"] * cap
+        metrics = running.metrics()
+        rejected = (("outcome", "refused"), ("reason", "too_many_in_flight"))
+        assert metrics["kinguin_ingress_rejected_total", rejected] == more
+        assert metrics["kinguin_ingress_in_flight", ()] == 0
+        assert_balanced(metrics)
 
 
 def _lives_s(connection: socket.socket, rest: bytes) -> float:

@@ -63,6 +63,7 @@ def application(keeper: Keeps, ledger: Ledger, encoder: Encoder | None = None) -
             on_invalid="accept",
             stripped_headers=StrippedHeaders(),
             deadline_s=5,
+            max_in_flight=512,
             request_log=RequestLog(0),
             traces=PassedOn(),
         )

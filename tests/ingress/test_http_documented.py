@@ -10,7 +10,14 @@ from kinguin_streams.ingress.settings import IngressSettings
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "http.md").read_text("utf-8")
 # Reasons that the application notes in the ledger by itself, beside those of decide and of the publisher.
-OF_THE_APPLICATION = {"unknown_store", "unknown_path", "method_not_allowed", "body_too_large", "kafka_refused"}
+OF_THE_APPLICATION = {
+    "unknown_store",
+    "unknown_path",
+    "method_not_allowed",
+    "body_too_large",
+    "kafka_refused",
+    "too_many_in_flight",
+}
 
 
 def first_column(section: str) -> set[str]:
@@ -42,7 +49,8 @@ def test_the_reasons_of_the_application_are_those_in_its_source() -> None:
 def test_the_documented_limits_and_headers_are_those_of_the_code() -> None:
     defaults = IngressSettings()
     assert decide.MAX_BODY_BYTES == 65_536
-    assert (defaults.connection_limit, defaults.ack_wait_s, defaults.deadline_s) == (1000, 3.0, 5.0)
+    assert (defaults.connection_limit, defaults.max_in_flight) == (1000, 512)
+    assert (defaults.ack_wait_s, defaults.deadline_s) == (3.0, 5.0)
     assert (defaults.port, defaults.admin_port) == (8080, 8081)
     assert f"`{answering.FAULT_HEADER}`" in DOCUMENT
     assert f"`Retry-After: {answering.RETRY_AFTER_S}`" in DOCUMENT

@@ -244,6 +244,7 @@ def application(*, secrets: Secrets | None = None, keeper: Keeps | None = None) 
             on_invalid="reject",
             stripped_headers=StrippedHeaders(),
             deadline_s=5,
+            max_in_flight=512,
             request_log=RequestLog(0),
             traces=PassedOn(),
         )
