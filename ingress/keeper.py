@@ -100,10 +100,29 @@ class Keeper:
 
     def _after(self, failed: PublishFailed, record: OutgoingRecord, deadline_s: float) -> Steps[Where]:
         if failed.code == "refused":
-            raise KafkaRefuses(str(failed)) from failed
+            return (yield from self._alone(record, deadline_s))
         if failed.code in ("queue_full", "not_delivered"):
             self._heard_nothing()
         return (yield from self._spool(record, None, deadline_s, NotKept(f"kafka_{failed.code}", str(failed))))
+
+    def _alone(self, record: OutgoingRecord, deadline_s: float) -> Steps[Where]:
+        """Try a refused record once more by itself: Kafka refuses a whole batch, be it because of another record in it."""
+        wait_s = max(0.0, min(self.ack_wait_s, deadline_s - time.monotonic() - self.spool_timeout_s))
+        report: Report | None = None
+        failure: PublishFailed | None
+        try:
+            report = self.publisher.send_alone(record)
+            failure = yield Wait(report, wait_s)
+        except PublishFailed as not_taken:
+            failure = not_taken
+        except TimeoutError:
+            return (yield from self._spool(record, report, deadline_s, NotKept("kafka_no_report", "none in time")))
+        if failure is None:
+            self._confirmed()
+            return "kafka"
+        if failure.code == "refused":
+            raise KafkaRefuses(str(failure)) from failure
+        return (yield from self._spool(record, None, deadline_s, NotKept(f"kafka_{failure.code}", str(failure))))
 
     def _heard_nothing(self) -> None:
         if self.breaker.waited_in_vain(time.monotonic()):

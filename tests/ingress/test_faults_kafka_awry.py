@@ -30,6 +30,7 @@ from tests.ingress.faults import (
     wait_until_drained,
 )
 from tests.ingress.running_ingress import (
+    SERVERS,
     UPDATED_AT,
     Log,
     RunningIngress,
@@ -185,6 +186,23 @@ def test_row_12_a_topic_deleted_at_run_time_costs_no_event_and_no_time(
 
 
 # --- row 13: strict ---
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_row_13_a_batch_that_is_too_large_costs_no_event_that_is_not(
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, server: str
+) -> None:
+    with running_ingress(kafka.bootstrap_servers, topic_prefix, tmp_path, server=server) as running:
+        configure(kafka.bootstrap_servers, f"{topic_prefix}.order.status", "max.message.bytes", "8192")
+        wait_until(lambda: running.post(bodies(1, size=20_000)[0]).status == 202, 10, "the limit")
+        padding = "x" * 400
+        small = [order_status("one-key", extra=f', "p": "{padding}", "n": {number}') for number in range(600)]
+        (large,) = bodies(1, size=20_000)
+        running.log.skip()
+        answers = running.send_all([running.webhook(body) for body in [*small, large]], clients=64)
+        assert [answer.status for answer in answers] == [204] * 600 + [202]
+        assert {kept.record.raw for kept in running.log.events()} == set(small)
+        assert [letter.body for letter in running.log.dead_letters()] == [large]
 
 
 def test_row_13_what_a_topic_refuses_for_good_is_a_dead_letter_with_its_size_and_hash_or_stays_in_the_spool(
