@@ -1,6 +1,8 @@
 """The table of answers, without HTTP and without Kafka: from (headers, body) to what is to be done."""
 
 import hashlib
+import hmac
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -225,3 +227,54 @@ def test_every_request_that_http_can_carry_gets_one_of_four_decisions(
         assert decided.event.raw == body
     else:
         assert isinstance(decided, Ping | Refused)
+
+
+# --- row 28: constant time ---
+
+
+class ComparedAsItIs(AssertionError):
+    """Somebody compared, searched or hashed what was presented instead of its digest."""
+
+
+class Presented(bytes):
+    """The bytes of a secret header, of which only a digest may be taken."""
+
+    def _refused(self, *_: object) -> NoReturn:
+        raise ComparedAsItIs
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = __contains__ = __getitem__ = __iter__ = _refused
+    startswith = endswith = find = index = count = decode = hex = _refused  # type: ignore[assignment]
+
+
+LIVE = ("first-secret-of-many", "second", "third-secret-" + "x" * 300, "fourth")
+
+
+@pytest.mark.parametrize(
+    ("presented", "accepted"),
+    [
+        pytest.param(LIVE[0], True, id="the first"),
+        pytest.param(LIVE[1], True, id="one in the middle"),
+        pytest.param(LIVE[3], True, id="the last"),
+        pytest.param("xirst-secret-of-many", False, id="the first byte wrong"),
+        pytest.param("first-secret-of-manx", False, id="the last byte wrong"),
+        pytest.param("f", False, id="a prefix"),
+        pytest.param("x" * 8_000, False, id="of another length than any"),
+    ],
+)
+def test_row_28_every_live_secret_is_compared_as_a_digest_whatever_was_presented_and_whichever_is_right(
+    monkeypatch: pytest.MonkeyPatch, presented: str, accepted: bool
+) -> None:
+    """By its structure, not by a clock: what is compared, how often and by what is the same for all that is presented."""
+    compared: list[tuple[bytes, bytes]] = []
+    plain = hmac.compare_digest
+
+    def counted(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return plain(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    secrets = Secrets({"default": LIVE, "shop-2": ["other"]})
+    decided = decide(replace(GOOD, secret=Presented(presented.encode())), secrets)
+    assert isinstance(decided, Accepted) == accepted
+    digests = [hashlib.sha256(secret.encode()).digest() for secret in LIVE]
+    assert compared == [(hashlib.sha256(presented.encode()).digest(), digest) for digest in digests]

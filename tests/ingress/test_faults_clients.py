@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import KafkaCluster, OwnKafka
-from tests.ingress.faults import Witness, bodies, spooled, stalled, wait_until_drained
+from tests.ingress.faults import Witness, assert_invariants, bodies, spooled, stalled, wait_until_drained
 from tests.ingress.running_ingress import (
     SERVERS,
     RunningIngress,
@@ -176,6 +176,55 @@ def test_row_20_a_hundred_clients_that_never_finish_stop_nobody_else(
             time.sleep(0.2)
         assert witness.slowest_s <= 1
         assert_balanced(running.metrics())
+
+
+# --- row 66: more than it can take ---
+
+
+@pytest.mark.parametrize(
+    ("server", "with_spool"),
+    [
+        pytest.param("waitress", True, id="waitress with the spool"),
+        pytest.param("granian", False, id="granian without"),
+        pytest.param("granian", True, id="granian with the spool", marks=pytest.mark.faults),
+        pytest.param("waitress", False, id="waitress without", marks=pytest.mark.faults),
+    ],
+)
+def test_row_66_of_a_burst_beyond_what_kafka_takes_all_are_answered_and_none_is_lost(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path, server: str, with_spool: bool
+) -> None:
+    """No verdict by clock: how many it takes a second is in docs/performance.md.
+
+    Ten records at a time on a line that takes 0.1 s, and 64 clients: far more come than Kafka is given.
+    """
+    settings = {"server": server, "queue_records": 10, "spool__enabled": with_spool}
+    with running_ingress(own_kafka.slow_bootstrap_servers, topic_prefix, tmp_path, **settings) as running:
+        witness = Witness(tmp_path / "witness.jsonl")
+        burst = bodies(160)
+        with own_kafka.line.slow(0.05, 0.05):
+            answers = witness.post(running, burst, clients=64)
+            assert_balanced(running.metrics())
+        left = [body for body, answer in zip(burst, answers, strict=True) if answer.status != 204]
+        assert {answer.headers["retry-after"] for answer in answers if answer.status == 503} == (
+            set() if with_spool else {"5"}
+        )
+        if with_spool:
+            assert {answer.status for answer in answers} == {204}
+        else:
+            assert {answer.status for answer in answers} == {204, 503}
+        while left:  # the sender comes again
+            again = witness.post(running, left, clients=2)
+            assert {answer.status for answer in again} <= {204, 503}
+            left = [body for body, answer in zip(left, again, strict=True) if answer.status != 204]
+        if with_spool:
+            wait_until_drained(running)
+        outcome = assert_invariants(witness, running, room=with_spool)
+        assert outcome.acked == outcome.landed == 160
+        metrics = running.metrics()
+        assert_balanced(metrics)
+        assert metrics["kinguin_ingress_received_total", ()] == sum(outcome.answers.values())
+        if with_spool:  # or it was no burst
+            assert metrics["kinguin_ingress_requests_total", (("event", "order.status"), ("outcome", "spooled"))] > 50
 
 
 # --- row 30: before authentication ---
