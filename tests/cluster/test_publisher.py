@@ -1,5 +1,6 @@
 """The publisher's promise, held by the real one on a real broker and by the fake that other tests may use."""
 
+import base64
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from kinguin_streams.schemas.events import EventId, OrderStatus, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import topics
 from tests.conftest import KafkaCluster, StartBroker
+from tests.readers import toolchains
 
 AT_MS = 1_615_204_800_123
 ORDER = OrderStatus(
@@ -155,7 +157,8 @@ def test_what_the_client_itself_finds_too_large_is_refused_too(kafka: KafkaClust
 
 
 @pytest.mark.kafka
-def test_a_key_lands_where_a_java_producer_puts_it(kafka: KafkaCluster, topic_prefix: str) -> None:
+def test_row_18_a_key_lands_where_a_java_producer_puts_it(kafka: KafkaCluster, topic_prefix: str) -> None:
+    """Java's own client sends the same keys; murmur2 below says so too, and would say which of the two has changed."""
     topic = create_topic(kafka.bootstrap_servers, topic_prefix, partitions=7)
     keys = [str(number).encode() for number in range(1949, 2449)]
     keys += [uuid.UUID(int=number).hex[-11:].upper().encode() for number in range(2**40, 2**40 + 490)]
@@ -176,6 +179,16 @@ def test_a_key_lands_where_a_java_producer_puts_it(kafka: KafkaCluster, topic_pr
         list(pool.map(lambda key: publisher.publish(OutgoingRecord(topic, key, b"", (), AT_MS)), keys))
     landed = {message.key(): message.partition() for message in read_topic(kafka.bootstrap_servers, topic)}
     assert landed == {key: (murmur2(key) & 0x7FFFFFFF) % 7 for key in keys}
+    assert landed == dict(zip(keys, _java_partitions(kafka.bootstrap_servers, topic, keys), strict=True))
+
+
+def _java_partitions(bootstrap_servers: str, topic: str, keys: list[bytes]) -> list[int]:
+    """Return where Java's producer, with its default partitioner, has put a record of each key."""
+    command = [*toolchains.java(Path(__file__).with_name("JavaProducer.java")), bootstrap_servers, topic]
+    lines = "".join(f"{base64.b64encode(key).decode()}\n" for key in keys)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(("key", "expected"), [(b"21", -973932308), (b"foobar", -790332482), (b"abc", 479470107)])
