@@ -5,17 +5,19 @@ an offset moves together with what it stands for, in the state's own transaction
 afterwards, for lag tools, and never read.
 """
 
-import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
-from kinguin_streams.cluster.connection import admin_config, consumer_config, new_client
+from kinguin_streams.cluster.connection import admin_config, consumer_config
 from kinguin_streams.cluster.publisher import Publisher, PublishFailed
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.consumers.batch import Batch, Held, Message, TopicPart, sort_out
+from kinguin_streams.consumers.client import ConsumerClient, Identity, NewClient, kafka_client
+from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
 from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.source_identity import SourceIdentity
@@ -66,8 +68,16 @@ class ConsumeLoop:
         encoder: RecordEncoder,
         publisher: Publisher,
         traces: Traces,
+        new_client: NewClient = kafka_client,
+        identity: Identity | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """store: of the same projection. encoder, publisher: for dead letters."""
+        """store: of the same projection. encoder, publisher: for dead letters.
+
+        new_client, identity, clock: of a Kafka and a time that are not the real ones.
+        """
+        self._new_client = new_client
+        self._clock = clock
         self._traces = traces
         self._projection = projection
         self._topics = topics
@@ -81,9 +91,10 @@ class ConsumeLoop:
         group_id = settings.group_id(projection.name)
         self._config = _with_short_session(consumer_config(kafka, group_id=group_id, client_id=group_id))
         self._assigns_incrementally = _assigns_incrementally(self._config)
-        self._identity = SourceIdentity(
+        self._identity = identity or SourceIdentity(
             admin_config(kafka, client_id=f"{group_id}-admin"), list(self._expected), settings.kafka_wait_s
         )
+        self._consumer: ConsumerClient | None = None
         self._next: dict[PartitionSource, int | None] = {}
         """Of every assigned partition, the next offset as the database has it; None: it has none yet."""
         self._sources: dict[TopicPart, PartitionSource] = {}
@@ -93,7 +104,7 @@ class ConsumeLoop:
         self._failure: Exception | None = None
         self._stopping = False
         self._uncommitted: dict[TopicPart, int] = {}
-        self._last_commit_s = self._last_report_s = time.monotonic()
+        self._last_commit_s = self._last_report_s = clock.monotonic_s()
         self._reported = 0
         self.applied = 0
         """Records that have taken effect in this run."""
@@ -121,22 +132,42 @@ class ConsumeLoop:
         kafka_client_failed, kafka_config_refused, those of consumers/database.py and of cluster/registry.py. What has not
         taken effect then will, after a restart.
         """
-        self._identity.ask()
-        consumer = new_client(Consumer, {**self._config, "error_cb": self._on_error})
         try:
-            consumer.subscribe(
+            self.open()
+            while not self._stopping:
+                self.turn()
+        finally:
+            self.close()
+
+    def open(self) -> None:
+        """Join the group."""
+        self._identity.ask()
+        self._consumer = self._new_client({**self._config, "error_cb": self._on_error})
+        with _explained():
+            self._consumer.subscribe(
                 list(self._expected), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
             )
-            while not self._stopping:
-                self._turn(consumer)
-            self._commit_for_lag_tools(consumer)
-            self._log.info("consumer_stopped", applied=self.applied, dead_lettered=self.dead_lettered)
-        except KafkaException as error:
-            raise _client_failed(error.args[0]) from error
-        finally:
-            consumer.close()
 
-    def _turn(self, consumer: Consumer) -> None:
+    def close(self) -> None:
+        """Leave the group."""
+        if self._consumer is None:
+            return
+        with _explained():
+            try:
+                self._commit_for_lag_tools(self._consumer)
+            finally:
+                self._consumer.close()
+                self._consumer = None
+        self._log.info("consumer_stopped", applied=self.applied, dead_lettered=self.dead_lettered)
+
+    def turn(self) -> None:
+        """Take what is there, at most a batch of it, and let it take effect. Raises as `run` does."""
+        if self._consumer is None:
+            raise RuntimeError("turn() before open()")
+        with _explained():
+            self._turn(self._consumer)
+
+    def _turn(self, consumer: ConsumerClient) -> None:
         fetched = consumer.consume(self._settings.batch_records, self._settings.batch_wait_s)
         if self._failure is not None:
             raise self._failure
@@ -145,7 +176,7 @@ class ConsumeLoop:
             # What was fetched is dropped: once the database is back, everything is read again from its offsets.
             self._try_database_again(consumer, self._away)
             return
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         due = {part: waiting for part, waiting in self._held.items() if waiting.due_s <= now_s}
         held_back = [message for waiting in due.values() for message in waiting.held.messages]
         try:
@@ -155,7 +186,7 @@ class ConsumeLoop:
                 raise
             self._wait_for_database(error)
             consumer.pause([TopicPartition(*part) for part in self._sources])
-        if time.monotonic() - self._last_commit_s >= COMMIT_EVERY_S:
+        if self._clock.monotonic_s() - self._last_commit_s >= COMMIT_EVERY_S:
             self._commit_for_lag_tools(consumer)
         self._report()
 
@@ -180,7 +211,7 @@ class ConsumeLoop:
                 waiting.held.messages.append(message)
         return wanted
 
-    def _take_effect(self, consumer: Consumer, messages: list[Message]) -> None:
+    def _take_effect(self, consumer: ConsumerClient, messages: list[Message]) -> None:
         if not messages:
             return
         with self._traces.processing(self._projection.name, messages) as span:
@@ -210,7 +241,7 @@ class ConsumeLoop:
                 decode=self._decoder.decode,
                 expected=self._expected,
                 consumer=self._projection.name,
-                now_ms=time.time_ns() // 1_000_000,
+                now_ms=self._clock.now_ms(),
             )
         except RegistryNeeded as error:
             raise OperatorError(
@@ -233,14 +264,14 @@ class ConsumeLoop:
                 ) from error
             self._log.warning("record_dead_lettered", position=position, reason=letter.reason, detail=letter.detail)
 
-    def _hold(self, consumer: Consumer, batch: Batch) -> None:
+    def _hold(self, consumer: ConsumerClient, batch: Batch) -> None:
         for part, held in batch.held.items():
             before = self._held.get(part)
             same_record = before is not None and before.held.messages[0].offset() == held.messages[0].offset()
             delay_s = self._settings.schema_retry_s
             if before is not None and same_record:
                 delay_s = min(before.delay_s * 2, self._settings.schema_retry_max_s)
-            self._held[part] = _Waiting(held, delay_s, time.monotonic() + delay_s)
+            self._held[part] = _Waiting(held, delay_s, self._clock.monotonic_s() + delay_s)
             if before is None:
                 consumer.pause([TopicPartition(*part)])
             self._log.error(
@@ -257,14 +288,14 @@ class ConsumeLoop:
             del self._held[part]
             consumer.resume([TopicPartition(*part)])
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: ConsumerClient, partitions: list[TopicPartition]) -> None:
         # Raised in the client's callback an exception would pass through C; kept, it is raised as soon as consume returns.
         try:
             self._assign(consumer, partitions)
         except Exception as error:  # noqa: BLE001 - whatever it is, `_turn` raises it
             self._failure = error
 
-    def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _assign(self, consumer: ConsumerClient, partitions: list[TopicPartition]) -> None:
         """Start at the offsets of the database, or at the beginning of a partition that it does not know."""
         cluster_id, topic_ids = self._identity.ask()
         parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
@@ -303,17 +334,17 @@ class ConsumeLoop:
         delay_s = self._settings.state_retry_s
         if self._away is not None:
             delay_s = min(self._away.delay_s * 2, self._settings.state_retry_max_s)
-        self._away = _Away(delay_s, time.monotonic() + delay_s)
+        self._away = _Away(delay_s, self._clock.monotonic_s() + delay_s)
         self._log.error(
             "state_away", reason=str(error), retry_in_s=delay_s, hint="every partition waits, and no offset moves"
         )
 
-    def _try_database_again(self, consumer: Consumer, away: "_Away") -> None:
+    def _try_database_again(self, consumer: ConsumerClient, away: "_Away") -> None:
         """Once the database answers, read everything again from its offsets.
 
         Nobody knows whether the last transaction was committed when the line broke; its offsets say so.
         """
-        if time.monotonic() < away.due_s:
+        if self._clock.monotonic_s() < away.due_s:
             return
         cluster_id, topic_ids = self._identity.ask()
         try:
@@ -335,7 +366,7 @@ class ConsumeLoop:
         consumer.resume(starts)
         self._log.info("state_back", partitions=_by_topic(self._sources))
 
-    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, _consumer: ConsumerClient, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             part = TopicPart(partition.topic, partition.partition)
             source = self._sources.pop(part, None)
@@ -375,8 +406,8 @@ class ConsumeLoop:
         else:
             self._log.warning("kafka_trouble", error=error.name(), detail=error.str())
 
-    def _commit_for_lag_tools(self, consumer: Consumer) -> None:
-        self._last_commit_s = time.monotonic()
+    def _commit_for_lag_tools(self, consumer: ConsumerClient) -> None:
+        self._last_commit_s = self._clock.monotonic_s()
         if not self._uncommitted:
             return
         offsets = [TopicPartition(*part, next_offset) for part, next_offset in self._uncommitted.items()]
@@ -387,7 +418,7 @@ class ConsumeLoop:
             self._log.debug("offsets_not_committed", error=str(error))
 
     def _report(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_s()
         if now_s - self._last_report_s >= REPORT_EVERY_S and self.applied > self._reported:
             per_s = (self.applied - self._reported) / (now_s - self._last_report_s)
             self._log.info("records_applied", applied=self.applied, per_s=round(per_s))
@@ -434,6 +465,14 @@ def _by_topic(parts: Iterable[TopicPart]) -> dict[str, list[int]]:
     for part in sorted(parts):
         found.setdefault(part.topic, []).append(part.partition)
     return found
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise _client_failed(error.args[0]) from error
 
 
 def _client_failed(error: KafkaError) -> OperatorError:
