@@ -1,5 +1,6 @@
 """`kinguin-streams state`: what the consumers have made of the events."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinguin_streams.cli import output
+from kinguin_streams.cli.durations import parse_duration_s
 
 if TYPE_CHECKING:
     from kinguin_streams.consumers.order_state import Fact, OrderView
@@ -35,6 +37,11 @@ class What(StrEnum):
 class Format(StrEnum):
     json = "json"
     table = "table"
+
+
+class Per(StrEnum):
+    hour = "hour"
+    day = "day"
 
 
 StateUrl = Annotated[
@@ -75,16 +82,67 @@ def dump(
         _print_table(lines)
 
 
+@app.command("stuck")
+def stuck_orders(
+    after: Annotated[str, typer.Option("--after", help="how long without news, as in 12h, 2d")] = "2d",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
+    state_url: StateUrl = None,
+) -> None:
+    """Print the orders that have been pending, processing or of an unknown status for long, the longest first.
+
+    That an order is here does not say that something is wrong: a pre-order is processing until its release date, which may
+    be months away, and no webhook tells a pre-order from another.
+    """
+    from kinguin_streams.consumers import reader
+
+    url = _url(state_url)
+    found = reader.stuck_orders(url, _now_ms(), round(_duration_s(after) * 1000))
+    rows = [{**_order_line(one.view), "waitsMs": one.waits_ms} for one in found]
+    if as_json:
+        for row in rows:
+            output.result_json(row)
+    else:
+        shown = [{**row, "waits": _duration(row["waitsMs"])} for row in rows]
+        output.result_table(["store", "orderId", "status", "updatedAt", "waits"], shown)
+
+
+@app.command()
+def windows(
+    per: Annotated[Per, typer.Option("--per", help="length of a window")] = Per.hour,
+    last: Annotated[str, typer.Option("--last", help="how far back, as in 24h, 30d")] = "24h",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
+    state_url: StateUrl = None,
+) -> None:
+    """Print how many product changes lie in each hour or day of the sender's time, late ones included.
+
+    Windows without a change are left out.
+    """
+    from kinguin_streams.consumers import reader
+    from kinguin_streams.consumers.product_changes import DAY_MS, HOUR_MS
+
+    length_ms = HOUR_MS if per is Per.hour else DAY_MS
+    since_ms = _now_ms() - round(_duration_s(last) * 1000)
+    found = reader.changes_per_window(_url(state_url), length_ms, since_ms)
+    rows = [{"start": _time(item.start_ms), "changes": item.changes, "products": item.products} for item in found]
+    if as_json:
+        for row in rows:
+            output.result_json(row)
+    else:
+        output.result_table(["start", "changes", "products"], rows)
+
+
 @app.command()
 def busiest(
     top: Annotated[int, typer.Option("--top", min=1, help="how many products")] = 10,
+    last: Annotated[str | None, typer.Option("--last", help="only changes of this long, as in 24h, 30d")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
     state_url: StateUrl = None,
 ) -> None:
     """Print the products with the most changes, most first."""
     from kinguin_streams.consumers import reader
 
-    found = reader.busiest_products(_url(state_url), top)
+    since_ms = None if last is None else _now_ms() - round(_duration_s(last) * 1000)
+    found = reader.busiest_products(_url(state_url), top, since_ms)
     lines = [{"store": item.store, "kinguinId": item.kinguin_id, "changes": item.changes} for item in found]
     if as_json:
         for line in lines:
@@ -164,6 +222,23 @@ def _url(state_url: str | None) -> str:
     return load(state={"url": state_url}).state.url
 
 
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _duration_s(text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _duration(length_ms: int) -> str:
+    minutes = length_ms // 60_000
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    return f"{days}d {hours}h" if days else f"{hours}h {minutes}m"
+
+
 def _time(instant_ms: int | None) -> str | None:
     from kinguin_streams.schemas.instants import to_rfc3339
 
@@ -188,7 +263,8 @@ def _order_line(view: "OrderView") -> dict[str, Any]:
 def _order_detail(view: "OrderView") -> dict[str, Any]:
     from kinguin_streams.consumers.order_state import time_in_status_ms
 
-    spent = time_in_status_ms(view.facts, view.updated_at_ms or 0)
+    # Of the status that it is in, up to now.
+    spent = time_in_status_ms(view.facts, _now_ms())
     return {
         **_order_line(view),
         "transitions": [
@@ -227,6 +303,9 @@ def _print_order(view: "OrderView") -> None:
     output.result("\nTransitions")
     for change in view.transitions:
         output.result(f"{_time(change.fact.updated_at_ms)}  {change.before or '(first)'} → {change.after}")
+    output.result("\nTime in each status, until now")
+    for status, spent_ms in _order_detail(view)["timeInStatusMs"].items():
+        output.result(f"{status}  {_duration(spent_ms)}")
     if view.contradictions:
         output.result("\nContradictions")
         for pair in view.contradictions:

@@ -10,13 +10,14 @@ from itertools import groupby
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Select, and_, func, not_, select
+from sqlalchemy import Connection, Select, Text, and_, cast, distinct, func, literal, not_, select
 
 from kinguin_streams.consumers import database, order_state, product_changes, tables
 from kinguin_streams.consumers.order_state import ORDER_STATE, OrderState, OrderView
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES, Change, Summary
 from kinguin_streams.consumers.projection import StateKey
 from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.consumers.waiting_orders import Stuck, stuck
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 ROWS_IN_MEMORY = 1_000
@@ -40,12 +41,26 @@ class BusyProduct(msgspec.Struct, frozen=True):
     changes: int
 
 
+class Window(msgspec.Struct, frozen=True):
+    """A stretch of event time: when it begins, how many distinct changes lie in it, and of how many products."""
+
+    start_ms: int
+    changes: int
+    products: int
+
+
 def order_views(url: str) -> Iterator[OrderView]:
     """Yield every order by (store, id), as of one instant; memory does not grow with their number."""
     with _reading(url) as connection:
         rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(_states(connection, ORDER_STATE.name))
         for store, order_id, text in rows:
             yield order_state.view(StateKey(store, order_id), _decode_order(text))
+
+
+def stuck_orders(url: str, now_ms: int, after_ms: int) -> list[Stuck]:
+    """Return the orders that have been open for longer than after_ms, the longest first. See waiting_orders.py."""
+    found = [one for view in order_views(url) if (one := stuck(view, now_ms, after_ms)) is not None]
+    return sorted(found, key=lambda one: (-one.waits_ms, one.view.store, one.view.order_id))
 
 
 def order_view(url: str, store: str, order_id: str) -> OrderView | None:
@@ -94,8 +109,8 @@ def changes_of(url: str, store: str, kinguin_id: int) -> tuple[Change, ...]:
         return tuple(map(product_changes.change, rows))
 
 
-def busiest_products(url: str, n: int) -> list[BusyProduct]:
-    """Return the n products with the most changes, most first."""
+def busiest_products(url: str, n: int, since_ms: int | None = None) -> list[BusyProduct]:
+    """Return the n products with the most changes, most first. since_ms: counts changes by updatedAt from then on."""
     table = tables.product_change
     with _watching(url) as connection:
         if connection is None:
@@ -104,9 +119,31 @@ def busiest_products(url: str, n: int) -> list[BusyProduct]:
         counted = select(table.c.store, table.c.kinguin_id, number).where(
             table.c.generation == _live_generation(connection, PRODUCT_CHANGES.name), not_(table.c.set_aside)
         )
+        if since_ms is not None:
+            counted = counted.where(table.c.updated_at_ms >= since_ms)
         counted = counted.group_by(table.c.store, table.c.kinguin_id)
         rows = connection.execute(counted.order_by(number.desc(), table.c.store, table.c.kinguin_id).limit(n))
         return [BusyProduct(*row) for row in rows]
+
+
+def changes_per_window(url: str, window_ms: int, since_ms: int) -> list[Window]:
+    """Return how much changed in each window of event time from since_ms on, oldest first; empty windows are left out.
+
+    Windows begin at multiples of window_ms since 1970, UTC. A change that arrives late counts where its updatedAt lies, so a
+    window is never closed.
+    """
+    table = tables.product_change
+    with _reading(url) as connection:
+        # What is not set aside has an updatedAt of this century, so the remainder is positive in every database.
+        start = (table.c.updated_at_ms - table.c.updated_at_ms % window_ms).label("start")
+        mine = and_(
+            table.c.generation == _live_generation(connection, PRODUCT_CHANGES.name),
+            not_(table.c.set_aside),
+            table.c.updated_at_ms >= since_ms - since_ms % window_ms,
+        )
+        products = func.count(distinct(table.c.store + literal("/") + cast(table.c.kinguin_id, Text)))
+        rows = connection.execute(select(start, func.count(), products).where(mine).group_by(start).order_by(start))
+        return [Window(*row) for row in rows]
 
 
 def product_count(url: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from kinguin_streams.cli import state
 from kinguin_streams.cli.main import run
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
@@ -16,7 +17,7 @@ from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.store import StateStore
 from kinguin_streams.schemas.events import Event, StoreName
 from tests.consumers.databases import STATUS_TOPIC, advance, state_settings
-from tests.consumers.deliveries import START_MS, order_complete, order_status, product_update, received
+from tests.consumers.deliveries import START_MS, at, order_complete, order_status, product_update, received
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,9 @@ def test_a_table_repeats_its_heading_so_that_it_need_not_fit_into_memory(
     assert len(printed) == 501 + 2
 
 
-def test_show_order_answers_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_order_answers_why(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(
         folder,
         ORDER_STATE,
@@ -157,6 +160,7 @@ def test_show_order_answers_why(folder: Path, capsys: pytest.CaptureFixture[str]
     assert "two_outcomes_at_once" in text
     assert "on_hold" in text.split("Set aside")[1]
 
+    monkeypatch.setattr(state, "_now_ms", lambda: at(62))
     [detail] = lines(capsys, "state", "show", "order", "PHS84FJAG5U", "--json")
     assert detail["facts"][-1] == {
         "updatedAt": "2024-01-01T00:02:00.000Z",
@@ -167,7 +171,7 @@ def test_show_order_answers_why(folder: Path, capsys: pytest.CaptureFixture[str]
         "offset": 2,
     }
     assert [change["after"] for change in detail["transitions"]] == ["processing", "completed", "refunded"]
-    assert detail["timeInStatusMs"] == {"processing": 60_000, "completed": 0, "refunded": 0}
+    assert detail["timeInStatusMs"] == {"processing": 60_000, "completed": 0, "refunded": 3_600_000}
     assert [fact["status"] for fact in detail["setAside"]] == ["on_hold"]
 
 
@@ -199,6 +203,63 @@ def test_busiest_counts_changes_that_can_be_believed(folder: Path, capsys: pytes
     ]
     assert run(["state", "busiest"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["default", "1949", "2"]
+
+
+def test_stuck_orders_are_those_still_open_the_longest_first(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(
+        folder,
+        ORDER_STATE,
+        order_status("processing", 10, order_id="WAITS"),
+        order_status("pending", 0, order_id="WAITS-LONGER"),
+        order_status("on_hold", 5, order_id="UNKNOWN-STATUS"),
+        order_status("processing", 60, order_id="NEWS"),
+        order_status("processing", 0, order_id="DONE"),
+        order_status("completed", 1, order_id="DONE"),
+        order_status("out_of_stock", 0, order_id="GIVEN-UP"),
+        order_status("processing", order_id="SET-ASIDE", updated_at_ms=0),
+    )
+    monkeypatch.setattr(state, "_now_ms", lambda: at(100))
+    found = lines(capsys, "state", "stuck", "--after", "1h", "--json")
+    assert [one["orderId"] for one in found] == ["WAITS-LONGER", "UNKNOWN-STATUS", "WAITS"]
+    assert found[0]["waitsMs"] == 100 * 60_000
+    assert run(["state", "stuck", "--after", "95m"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "default  WAITS-LONGER  pending  2024-01-01T00:00:00.000Z  1h 40m"
+    ]
+
+
+def test_windows_count_by_the_senders_time_late_ones_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = product_update(50, received_at_ms=at(60 * 24 * 9))
+    fill(folder, PRODUCT_CHANGES, product_update(70), product_update(75, kinguin_id=7), late, product_update(0, received_at_ms=0))  # fmt: skip
+    monkeypatch.setattr(state, "_now_ms", lambda: at(120))
+    assert lines(capsys, "state", "windows", "--json") == [
+        {"start": "2024-01-01T00:00:00.000Z", "changes": 1, "products": 1},
+        {"start": "2024-01-01T01:00:00.000Z", "changes": 2, "products": 2},
+    ]
+    assert lines(capsys, "state", "windows", "--last", "1h", "--json") == [
+        {"start": "2024-01-01T01:00:00.000Z", "changes": 2, "products": 2}
+    ]
+    assert run(["state", "windows", "--per", "day"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["2024-01-01T00:00:00.000Z", "3", "2"]
+
+
+def test_busiest_may_count_the_last_days_only(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = [product_update(minute, kinguin_id=7) for minute in range(5)]
+    fill(folder, PRODUCT_CHANGES, *old, product_update(70))
+    monkeypatch.setattr(state, "_now_ms", lambda: at(120))
+    [found] = lines(capsys, "state", "busiest", "--last", "1h", "--json")
+    assert (found["kinguinId"], found["changes"]) == (1949, 1)
+
+
+def test_a_duration_that_is_none_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["state", "stuck", "--after", "soon"]) == 2
+    assert "soon" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
