@@ -56,8 +56,7 @@ class Spool:
         try:
             _make_folder(settings.path)
             _check_durable(settings)
-            # An old file is as good as a new one, and the folder does not fill with them.
-            self._own = self._take_over_one() or SpoolFile(_new_path(settings.path))
+            self._own = self._choose_own()
         except (OSError, sqlite3.Error) as error:
             raise OperatorError(
                 "spool_unusable",
@@ -170,15 +169,32 @@ class Spool:
     def adopt(self) -> None:
         """Take over every file that nobody owns, and give back those of them that are empty by now."""
         while (file := self._take_over_one()) is not None:
-            with self._changing:
-                self._adopted.append(file)
-            log.warning("spool_file_adopted", path=str(file.path), records=file.contents.records)
-            self.arrived.set()
+            self._adopt(file)
         with self._changing:
             drained = [file for file in self._adopted if file.contents.records == 0]
             self._adopted = [file for file in self._adopted if file not in drained]
         for file in drained:
             file.close()
+
+    def _adopt(self, file: SpoolFile) -> None:
+        with self._changing:
+            self._adopted.append(file)
+        log.warning("spool_file_adopted", path=str(file.path), records=file.contents.records)
+        self.arrived.set()
+
+    def _choose_own(self) -> SpoolFile:
+        """Return an empty file, an old one if there is one: by its age or size another might take nothing more."""
+        while (file := self._take_over_one()) is not None:
+            if file.contents.records == 0:
+                return file
+            self._adopt(file)
+        try:
+            return SpoolFile(_new_path(self._settings.path))
+        except (OSError, sqlite3.Error):
+            # A full disk has no room for another, and still has to be drained.
+            if not self._adopted:
+                raise
+            return self._adopted.pop()
 
     def retry_where_asked(self) -> None:
         """Let wait for Kafka again what it has refused, in the files of this process where an operator asks for that."""

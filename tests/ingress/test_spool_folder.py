@@ -44,6 +44,44 @@ def test_files_of_the_dead_are_taken_over_and_offered_before_ones_own(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_dead_process_left_leaves_a_new_one_all_its_room_and_all_its_time(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "a.spool", *range(100))
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.spool")) as hand:
+        hand.execute("UPDATE spooled SET spooled_at_ms = 1, value = zeroblob(20000)")
+        hand.commit()
+    leave_behind(tmp_path / "b.spool")
+    SpoolFile(tmp_path / "b.spool").close(delete_if_empty=False)
+    spool = Spool(SpoolSettings(path=tmp_path, max_bytes=1_048_576))
+    try:
+        assert [file.path.name for file in spool.files()] == ["a.spool", "b.spool"]  # an empty one is taken as its own
+        assert spool.trouble() is None
+        spool.append(record(1)).result(5)
+        assert spool.waiting == 101
+    finally:
+        spool.close()
+
+
+def test_a_full_disk_with_leftovers_is_no_reason_not_to_start(small_disk: Path) -> None:
+    folder = small_disk / "spool"
+    folder.mkdir()
+    leave_behind(folder / "a.spool", 1)
+    # As a kill leaves it: what SQLite needs beside the file is there, and the room that is kept.
+    with SpoolFile(folder / "a.spool"):
+        fill_up(small_disk / "of somebody else")
+        kept = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    fill_up(small_disk / "of somebody else")
+    spool = Spool(SpoolSettings(path=folder))
+    try:
+        found = spool.oldest(10)
+        assert found is not None
+        found[0].remove([spooled.id for spooled in found[1]])
+        assert spool.waiting == 0
+    finally:
+        spool.close()
+
+
 @pytest.mark.parametrize(
     "broken",
     [
