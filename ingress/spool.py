@@ -5,6 +5,7 @@ folder, and what one leaves behind another drains.
 """
 
 import contextlib
+import math
 import sqlite3
 import threading
 import time
@@ -34,6 +35,8 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 log = structlog.get_logger()
 
 ADOPT_EVERY_S: Final = 10.0
+OPEN_AGAIN_AFTER_S: Final = 5.0
+"""When a file that could not be opened is tried again: a lack of descriptors or of room is over some day."""
 # Filesystems that a restart of the machine, or of the container, empties.
 VOLATILE: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs"})
 _EMPTY: Final = Contents(records=0, bytes=0, oldest_ms=None, refused=0)
@@ -49,7 +52,8 @@ class Spool:
         """
         self._settings = settings
         self._adopted: list[SpoolFile] = []
-        self._unreadable: set[Path] = set()
+        self._unreadable: dict[Path, float] = {}
+        """Until when each is left alone: for ever, if it is no database."""
         self._changing = threading.Lock()
         self.arrived = threading.Event()
         """Set when there may be something to drain."""
@@ -214,16 +218,21 @@ class Spool:
 
     def _take_over_one(self) -> SpoolFile | None:
         for path in spool_paths(self._settings.path):
-            if path in self._unreadable:
+            if time.monotonic() < self._unreadable.get(path, 0.0):
                 continue
             try:
-                return SpoolFile(path)
+                file = SpoolFile(path)
             except FileTaken:
                 continue  # by a living process, or by this one
             except (OSError, sqlite3.Error) as error:
-                self._unreadable.add(path)
-                hint = "the file is left as it is; `kinguin-streams spool export` may still read it"
-                log.error("spool_file_unreadable", path=str(path), error=str(error), hint=hint)
+                if path not in self._unreadable:  # once
+                    hint = "the file is left as it is; `kinguin-streams spool export` may still read it"
+                    log.error("spool_file_unreadable", path=str(path), error=str(error), hint=hint)
+                is_none = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB
+                self._unreadable[path] = math.inf if is_none else time.monotonic() + OPEN_AGAIN_AFTER_S
+            else:
+                self._unreadable.pop(path, None)
+                return file
         return None
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kinguin_streams.ingress import spool as spool_module
 from kinguin_streams.ingress.settings import SpoolSettings
 from kinguin_streams.ingress.spool import Spool
 from kinguin_streams.ingress.spool_file import SpoolFailed, SpoolFile, look
@@ -101,6 +102,22 @@ def test_a_file_that_is_no_spool_is_left_as_it_is_and_holds_up_no_other(tmp_path
     finally:
         spool.close()
     assert (tmp_path / "a.spool").read_bytes() == broken
+
+
+def test_a_file_that_cannot_be_opened_now_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_module, "OPEN_AGAIN_AFTER_S", 0.2)
+    leave_behind(tmp_path / "a.spool", 1)
+    (tmp_path / "a.lock").unlink()
+    (tmp_path / "a.lock").mkdir()  # no lock can be taken
+    spool = Spool(SpoolSettings(path=tmp_path))
+    try:
+        assert (spool.waiting, spool.unreadable) == (0, frozenset({tmp_path / "a.spool"}))
+        (tmp_path / "a.lock").rmdir()
+        time.sleep(0.25)
+        spool.adopt()
+        assert (spool.waiting, spool.unreadable) == (1, frozenset())
+    finally:
+        spool.close()
 
 
 def test_a_file_that_cannot_be_read_further_on_holds_up_no_other(tmp_path: Path) -> None:
