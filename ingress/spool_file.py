@@ -137,6 +137,7 @@ class SpoolFile:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, self._lock_file)
             self._reserve = path.with_suffix(".reserve")
+            _make_private(path)
             self._writer = undo.enter_context(contextlib.closing(_connect(path)))
             self._writer.execute(_SCHEMA)
             self._reader = undo.enter_context(contextlib.closing(_connect(path)))
@@ -498,6 +499,15 @@ def _take_lock(path: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)
+
+
+def _make_private(path: Path) -> None:
+    """Let nobody else read what customers bought. SQLite gives the files that it makes beside this one the same mode."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    for file in (path, _beside(path, "-wal"), _beside(path, "-shm")):
+        # It may be gone, or another user's, who has let us write it.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            file.chmod(0o600)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

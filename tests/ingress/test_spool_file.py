@@ -118,6 +118,16 @@ def test_two_never_own_one_file(path: Path) -> None:
         assert again.contents.records == 1
 
 
+def test_nobody_else_may_read_a_file_or_what_lies_beside_it_nor_one_that_was_left_open_to_all(path: Path) -> None:
+    with SpoolFile(path) as file:
+        file.append(record(), 5).result(5)
+        assert {each.stat().st_mode & 0o777 for each in path.parent.iterdir()} == {0o600}
+        assert {each.suffix for each in path.parent.iterdir()} >= {".spool", ".spool-wal", ".spool-shm"}
+    path.chmod(0o644)
+    with SpoolFile(path):
+        assert {each.stat().st_mode & 0o777 for each in path.parent.iterdir()} == {0o600}
+
+
 def test_an_empty_file_is_deleted_with_all_that_belongs_to_it_and_a_full_one_never(path: Path) -> None:
     with SpoolFile(path) as file:
         spooled_id = file.append(record(), 5).result(5)
