@@ -16,6 +16,7 @@ log = structlog.get_logger()
 
 BATCH_RECORDS: Final = 1_000
 TURN_S: Final = 1.0
+LAST_STEP_S: Final = 1.0
 HELD_UP_S: Final = 5.0
 """How long the records of a topic are passed over that does not exist, or that this client may not write."""
 
@@ -45,13 +46,18 @@ class Drain:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Drain on until the spool is empty, Kafka is away or the time is over, then end."""
+        """Drain on until the spool is empty, Kafka is away or the time is over, then end.
+
+        The thread has a second at least for its last step; on a disk that does not answer it is left behind.
+        """
         deadline_s = time.monotonic() + timeout_s
         while self._spool.waiting and self._breaker.state == "closed" and time.monotonic() < deadline_s:
             time.sleep(0.05)
         self._stopping.set()
         self._spool.arrived.set()
-        self._thread.join()
+        self._thread.join(max(LAST_STEP_S, deadline_s - time.monotonic()))
+        if self._thread.is_alive():
+            log.error("spool_drain_not_ended", hint="the disk does not answer; what Kafka has may be sent again")
 
     def _run(self) -> None:
         while not self._stopping.is_set():

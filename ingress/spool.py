@@ -20,6 +20,7 @@ import uuid_utils.compat
 from kinguin_streams.cluster.publisher import Report
 from kinguin_streams.ingress.settings import SpoolSettings
 from kinguin_streams.ingress.spool_file import (
+    CLOSE_WAIT_S,
     SUFFIX,
     Contents,
     FileTaken,
@@ -39,6 +40,8 @@ OPEN_AGAIN_AFTER_S: Final = 5.0
 """When a file that could not be opened is tried again: a lack of descriptors or of room is over some day."""
 # Filesystems that a restart of the machine, or of the container, empties.
 VOLATILE: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs"})
+# For each file, after one whose disk hangs.
+_CLOSE_AT_LEAST_S: Final = 0.2
 _EMPTY: Final = Contents(records=0, bytes=0, oldest_ms=None, refused=0)
 
 
@@ -236,9 +239,10 @@ class Spool:
         return None
 
     def close(self) -> None:
-        """Give all files back; those with nothing in them are deleted."""
+        """Give all files back; those with nothing in them are deleted. Ends in time, whatever the disk does."""
+        until_s = time.monotonic() + CLOSE_WAIT_S
         for file in self.files():
-            file.close()
+            file.close(max(_CLOSE_AT_LEAST_S, until_s - time.monotonic()))
         left = self.contents
         if left.records:
             log.warning("spool_left", records=left.records, path=str(self._settings.path))

@@ -34,6 +34,8 @@ MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """Of records that wait for the disk. Beyond it the next one is refused at once: a disk that stalls must not cost memory."""
 RESERVE_BYTES: Final = 8 * 1024 * 1024
 """Kept free beside the file. On a full disk a DELETE fails too, so without it a full spool could not be drained."""
+CLOSE_WAIT_S: Final = 3.0
+"""How long closing waits for the disk: a stop has to end, also on one that hangs."""
 _RETAKE_EVERY_S: Final = 1.0
 """How often room is looked for again while there is none for the reserve."""
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -237,20 +239,29 @@ class SpoolFile:
             raise SpoolFailed("failed", str(error)) from error
         return [spooled for spooled in rows if spooled.id not in awaited][:count]
 
-    def close(self, *, delete_if_empty: bool = True) -> None:
-        """Finish what was handed over, give the file back, and delete it if there is nothing in it."""
+    def close(self, timeout_s: float = CLOSE_WAIT_S, *, delete_if_empty: bool = True) -> None:
+        """Finish what was handed over, give the file back, and delete it if there is nothing in it.
+
+        On a disk that does not answer in time the file is left as a kill would leave it, and is this process's until its end.
+        """
         if self._closed:
             return
         self._closed = True
         self._operations.put(None)
-        self._thread.join()
-        with self._reading:
+        until_s = time.monotonic() + timeout_s
+        self._thread.join(timeout_s)
+        if self._thread.is_alive() or not self._reading.acquire(timeout=max(0.0, until_s - time.monotonic())):
+            log.error("spool_not_closed", path=str(self.path), hint="the disk does not answer; what is on it is kept")
+            return
+        try:
             empty = delete_if_empty and self.failure is None and self.contents.records == 0
             self._reader.close()
             self._writer.close()
+        finally:
+            self._reading.release()
         self._reserve.unlink(missing_ok=True)
         if empty:
-            # The lock goes last: who takes it in between finds that its file has gone, and lets it be.
+            # The lock goes last: who opened it before holds a lock of nothing, sees that, and begins a file of its own.
             beside = (_beside(self.path, "-wal"), _beside(self.path, "-shm"), asked_retry_of(self.path))
             for file in (self.path, *beside, lock_of(self.path)):
                 file.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """The drain, over a spool on disk and a Kafka by hand that takes some topics and not others."""
 
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -94,3 +96,32 @@ def test_a_topic_holds_up_no_other_however_many_of_its_records_are_first_and_is_
         denied(kafka).clear()
         wait_until(lambda: holds(0), 20, "an empty spool")
     assert kafka.confirmed["gone"] == len(gone)
+
+
+def test_a_disk_that_hangs_does_not_keep_a_process_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_behind(tmp_path / "a.spool", record("good", 1))
+    hangs, began = threading.Event(), threading.Event()
+    transact = SpoolFile._transact
+
+    def hang(file: SpoolFile, batch: Sequence[Any]) -> list[int]:
+        began.set()
+        hangs.wait(30)
+        return transact(file, batch)
+
+    monkeypatch.setattr(SpoolFile, "_transact", hang)
+    spool = Spool(SpoolSettings(path=tmp_path))
+    drainer = Drain(spool, cast("KafkaPublisher", Kafka()), Breaker(), 10_000)
+    drainer.start()
+    try:
+        assert began.wait(10)
+        began_s = time.monotonic()
+        drainer.stop(0.2)
+        spool.close()
+        assert time.monotonic() - began_s < 10
+    finally:
+        hangs.set()
+        drainer._thread.join()
+        for file in spool.files():
+            file._thread.join()
+            file._reader.close()
+            file._writer.close()
