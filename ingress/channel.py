@@ -90,9 +90,13 @@ class Channel(HTTPChannel):
         return self.request.began_s if isinstance(self.request, Request) else self.silent_since_s
 
     def answered(self, answer: Answer) -> None:
-        """Answer the oldest request."""
-        cast("Request", self.requests[0]).answer = answer
-        self.service()
+        """Answer the oldest request. Raises what keeps the answer from being written; the connection is then closed."""
+        try:
+            cast("Request", self.requests[0]).answer = answer
+            self.service()
+        except Exception:
+            self.will_close = True
+            raise
 
 
 def cut_off_slow(channels: Iterable[object], timeout_s: float) -> int:

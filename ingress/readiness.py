@@ -111,11 +111,19 @@ class Readiness:
     def _keep_asking(self) -> None:
         while True:
             before = self._kafka
-            self._kafka = self._ask()
+            try:
+                self._kafka = self._ask()
+            except Exception as error:  # without this thread Kafka would be away for ever
+                log.exception("readiness_failed")
+                self._kafka = self._unknown(error)
             if self._kafka.ok != before.ok or not (before.ok or before.detail == self._kafka.detail):
                 log.info("readiness", ready=self._kafka.ok, detail=self._kafka.detail)
             if self._stopping.wait(ASK_EVERY_S if self._answered else ASK_EVERY_S_WHILE_AWAY):
                 return
+
+    def _unknown(self, error: Exception) -> Check:
+        spooled = self._proven and self._keeper.spool is not None
+        return Check(ok=spooled, detail=f"could not be asked about: {type(error).__name__}")
 
     def _ask(self) -> Check:
         """Ask about every topic. An answer also tells the breaker that Kafka may be tried again."""

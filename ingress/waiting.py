@@ -121,7 +121,10 @@ class InLoop:
                     following = running.steps.send(result)
         except StopIteration as done:
             running.wait = None
-            running.ended(done.value)
+            try:
+                running.ended(done.value)
+            except Exception:  # an answer that cannot be written costs its connection, not the loop
+                log.exception("not_ended")
             return
         except Exception:  # steps raise nothing, but if they do, one request has no answer, and the others have theirs
             running.wait = None

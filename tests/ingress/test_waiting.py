@@ -109,6 +109,18 @@ def test_steps_that_break_off_take_nobody_with_them() -> None:
     assert loop.waiting.is_idle
 
 
+def test_an_end_that_fails_takes_nobody_with_it() -> None:
+    def cannot_be_written(_value: list[str]) -> None:
+        raise OSError
+
+    loop = Loop()
+    loop.waiting.start(asking(settled("a")), cannot_be_written)
+    loop.start(settled("b"))
+    loop.waiting.resume()
+    assert loop.ended == [["b"]]
+    assert loop.waiting.is_idle
+
+
 # --- a delivery report ---
 
 
