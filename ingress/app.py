@@ -78,7 +78,10 @@ def _write(resp: falcon.Response, answer: Answer) -> None:
 
 
 def _refused_by_falcon(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: object) -> None:
-    """Answer what Falcon does not take for HTTP, such as the method WEBSOCKET."""
+    """Answer what Falcon does not take for HTTP, such as the method WEBSOCKET, as has been found out without it."""
+    if ANSWER in req.env:
+        _write(resp, req.env[ANSWER])
+        return
     request_id = str(uuid_utils.uuid7())
     answer = problems.answer(Problem("bad_request"), request_id)
     _write(resp, answer._replace(headers=((REQUEST_ID_HEADER, request_id), *answer.headers)))

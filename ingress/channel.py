@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Final, cast
 
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import WSGITask
 
 from kinguin_streams.ingress.exchange import Answer
@@ -26,6 +26,13 @@ class Request(HTTPRequestParser):
         self.began_s = self.arrived_s = time.monotonic()
         self.answer: Answer | None = None
         self.environ: dict[str, Any] | None = None
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read the head. Raises ParsingError, which is answered 400."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:  # a Content-Length of more digits than Python makes a number of: 4,300
+            raise ParsingError("the head cannot be read") from error
 
     def received(self, data: bytes) -> int:
         """Take more bytes; return how many belong to this request."""

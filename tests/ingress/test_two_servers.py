@@ -34,6 +34,8 @@ class Case:
     request: bytes
     waitress: int
     granian: int
+    ends: bool = False
+    """Whether the client says that nothing more comes."""
 
 
 def _posted(*more: tuple[str, str], body: bytes = b"") -> bytes:
@@ -47,7 +49,6 @@ def _trailer() -> bytes:
 
 DIFFERENCES = {
     "a method in small letters": Case(request_bytes("post", "/webhooks", [("Content-Length", "0")]), 400, 405),
-    "the method WEBSOCKET": Case(request_bytes("WEBSOCKET", "/webhooks", []), 400, 405),
     "another coding than chunked": Case(_posted(("Transfer-Encoding", "gzip"), body=b"0\r\n\r\n"), 501, 400),
     "a trailer after the chunks": Case(_trailer(), 204, 400),
     "a length beyond 64 bits": Case(_posted(("Content-Length", "1" + "0" * 30)), 413, 400),
@@ -56,6 +57,10 @@ DIFFERENCES = {
         request_bytes("GET", "/webhooks", [(f"X-{number}", "x") for number in range(150)]), 204, 431
     ),
     "lines that end in LF alone": Case(b"GET /webhooks HTTP/1.1\nHost: x\n\n", CLOSED, 204),
+    "a header over two lines": Case(_posted(("X-Long", "x\r\n y"), ("Content-Length", "2"), body=b"{}"), 202, 400),
+    "the same length twice": Case(_posted(("Content-Length", "2"), ("Content-Length", "2"), body=b"{}"), 400, 202),
+    "the path //webhooks": Case(request_bytes("GET", "//webhooks", []), 204, 404),
+    "a body that ends too early": Case(_posted(("Content-Length", "9"), body=b"{}"), CLOSED, 400, ends=True),
     "HTTP/2": Case(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, CLOSED),
 }
 SAME = {
@@ -64,6 +69,8 @@ SAME = {
     ),
     "a length that is no number": Case(_posted(("Content-Length", "x")), 400, 400),
     "headers over 16 KiB": Case(_posted(("X-Long", "x" * 17_000), ("Content-Length", "0")), 431, 431),
+    "a length of 5,000 digits": Case(_posted(("Content-Length", "9" * 5000)), 400, 400),
+    "the method WEBSOCKET": Case(request_bytes("WEBSOCKET", "/webhooks", []), 405, 405),
     "no Host": Case(b"GET /webhooks HTTP/1.1\r\n\r\n", 204, 204),
     "OPTIONS *": Case(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404, 404),
     "no HTTP at all": Case(b"\x16\x03\x01\r\n\r\n", 400, 400),
@@ -73,18 +80,31 @@ SAME = {
 @pytest.mark.parametrize("name", [*DIFFERENCES, *SAME])
 def test_what_each_server_does_by_itself(ingress: RunningIngress, name: str) -> None:
     case = (DIFFERENCES | SAME)[name]
-    assert _status(ingress, case.request) == ingress.differing(case.waitress, granian=case.granian)
+    assert _status(ingress, case) == ingress.differing(case.waitress, granian=case.granian)
     assert ingress.post(order_status(new_id())).status == 204
 
 
-def _status(ingress: RunningIngress, request: bytes) -> int:
+def _status(ingress: RunningIngress, case: Case) -> int:
+    if case.ends:
+        with socket.create_connection(("127.0.0.1", ingress.port), timeout=5) as ending:
+            ending.sendall(case.request)
+            ending.shutdown(socket.SHUT_WR)
+            said = ending.recv(1000)
+            return int(said.split()[1]) if said else CLOSED
     connection = Connection(ingress.port, timeout_s=1, documented=False)
     try:
-        return connection.exchange(request).status
+        return connection.exchange(case.request).status
     except (http.client.RemoteDisconnected, TimeoutError):
         return CLOSED
     finally:
         connection.close()
+
+
+def test_a_method_that_falcon_does_not_take_for_one_is_counted_as_it_is_answered(ingress: RunningIngress) -> None:
+    rejected = ("kinguin_ingress_rejected_total", (("outcome", "refused"), ("reason", "method_not_allowed")))
+    before = ingress.metrics().get(rejected, 0)
+    assert ingress.send(request_bytes("WEBSOCKET", "/webhooks", [])).problem_type == "method_not_allowed"
+    assert ingress.metrics()[rejected] == before + 1
 
 
 def test_the_page_about_http_lists_the_same_differences() -> None:
