@@ -92,8 +92,8 @@ def document(*, version: str, port: int, admin_port: int) -> Json:
 
 
 _DESCRIPTION: Final = f"""\
-One webhook is one POST. 204 means that the event is in Kafka, acknowledged by every in-sync replica; 202 that the payload can
-never become an event and was kept byte for byte as a dead letter, with the reason code in `{answering.FAULT_HEADER}`.
+One webhook is one POST. 204 means that Kafka's in-sync replicas, or the fsynced spool, have the event; 202 that the payload can
+never become an event and was kept there byte for byte as a dead letter, with the reason code in `{answering.FAULT_HEADER}`.
 With `KINGUIN_INGRESS__ON_INVALID=reject` it is 422 instead of 202, and kept as well. What is not kept is never answered 2xx,
 but for requests that hold nothing: `GET`, `HEAD`, and a POST with neither a body nor `X-Event-Name` nor `X-Event-Secret`
 (perhaps the dashboard's TEST URL button) are answered 204.
@@ -234,10 +234,10 @@ def _headers() -> Json:
 
 
 def _responses() -> Json:
-    invalid = "The secret is right, but this can never become an event. It has been kept in the dead-letter topic"
+    invalid = "The secret is right, but this can never become an event. It has been kept as a dead letter, in Kafka or in the spool"
     return {
         "204": _answer(
-            "The event is in Kafka, acknowledged by every in-sync replica. Or nothing was sent, and nothing is kept: no body "
+            "Kafka's in-sync replicas, or the fsynced spool, have the event. Or nothing was sent, and nothing is kept: no body "
             "and neither `X-Event-Name` nor `X-Event-Secret`."
         ),
         "Ping": _answer("Somebody is here."),
@@ -270,11 +270,13 @@ def _responses() -> Json:
         "431": _of_the_server(f"More than {MAX_HEADER_BYTES:,} bytes of request line and headers."),
         "501": _of_the_server("Another `Transfer-Encoding` than `chunked`."),
         "503": _problem(
-            "Kafka has not confirmed the event. It may still land: sent again, it has the same event id.",
+            "Neither Kafka nor the spool has confirmed the event, or too many others wait. It may still land: sent again, it has the same event id.",
             ["unavailable"],
             {"Retry-After": "RetryAfter"},
         ),
-        "500": _problem("A fault of ours. Nothing is kept.", ["internal_error"]),
+        "500": _problem(
+            "A fault of ours. It may still land: sent again, it has the same event id.", ["internal_error"]
+        ),
     }
 
 

@@ -26,7 +26,7 @@ KINDS: Final = {
     "body_too_large": Kind(413, "The body is larger than 65,536 bytes."),
     "invalid_webhook": Kind(422, "The payload can never become an event; it has been kept."),
     "unavailable": Kind(503, "The event cannot be kept now; send it again later."),
-    "internal_error": Kind(500, "Something went wrong here; the event has not been kept."),
+    "internal_error": Kind(500, "Something went wrong here; the event may not have been kept."),
 }
 """By the last part of the type. The OpenAPI document is made of this table too."""
 

@@ -382,13 +382,13 @@ def test_row_4_without_a_spool_all_get_503_and_retry_after_without_queueing_and_
     with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path, spool__enabled=False) as running:
         first = order_status(new_id())
         assert running.post(first).status == 204
-        bodies = [order_status(new_id()) for _ in range(100)]  # three times as many as there are threads
+        bodies = [order_status(new_id()) for _ in range(100)]
         os.kill(broker.pid, signal.SIGSTOP)
         try:
             started_s = time.monotonic()
             answers = running.send_all([running.webhook(body) for body in bodies], clients=100)
-            # 1 s each, at once for those who come later. Were they to queue for the threads, the last would wait 12 s; the
-            # bound lies between, so that a busy machine does not decide.
+            # 1 s each, at once for those who come later. Were they to wait one after the other it would be a
+            # hundred seconds; the bound lies between, so that a busy machine does not decide.
             assert time.monotonic() - started_s < 9
             assert_balanced(running.metrics())
             assert running.admin("/livez").status == 200
