@@ -22,8 +22,8 @@ _NOT_PREFIXED: Final = {"content-type": "CONTENT_TYPE", "content-length": "CONTE
 def make_app(webhooks: Webhooks) -> falcon.App:  # type: ignore[type-arg]
     """Return the WSGI application.
 
-    What is to be answered may stand in the environment already: waitress_front.py has it found out in waitress's loop. Where
-    it does not, the thread waits.
+    What is to be answered stands in the environment already: waitress_front.py has it found out in waitress's loop. Where it
+    does not, as in a test that calls the application without a server, the thread waits.
     """
 
     def serve(req: falcon.Request, resp: falcon.Response, **_: str) -> None:

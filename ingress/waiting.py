@@ -44,7 +44,7 @@ Steps = Generator[Wait, Any, T]
 
 
 def in_thread(steps: Steps[T]) -> T:
-    """Run the steps to their end; this thread waits."""
+    """Run the steps to their end; this thread waits. Only for tests, which call the application without a server."""
     try:
         wait = next(steps)
         while True:
