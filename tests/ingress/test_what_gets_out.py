@@ -99,7 +99,7 @@ def test_every_metric_name_says_its_unit_and_has_a_help_text(ingress: RunningIng
     families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     helped = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP") and len(line.split()) > 3}
     assert families == helped
-    assert all(name.startswith("kinguin_ingress_") for name in families)
+    assert all(name.startswith(("kinguin_ingress_", "kinguin_log_")) for name in families)
     assert all(not name.endswith("_created") for name, _ in samples(text))
 
 
