@@ -1,27 +1,19 @@
 """The life of an ingress process: how it refuses to start, how it stops, what it owes after kill -9, and Kafka away."""
 
 import http.client
-import os
 import signal
 import socket
 import subprocess
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from kinguin_streams.schemas.topics import topics
-from kinguin_streams.simulator.ledger import FileLedger, acked_webhooks, read_ledger
-from kinguin_streams.simulator.plan import plan_deliveries
-from kinguin_streams.simulator.sender import Sender, SenderSettings
-from kinguin_streams.simulator.witness import recompute
 from tests.conftest import KafkaCluster, StartBroker, free_port
+from tests.ingress.faults import Witness, assert_invariants, end, kill, stalled, wait_until_drained
 from tests.ingress.running_ingress import (
-    EVENT_TOPICS,
-    SECRET,
     SERVERS,
     Answer,
     Connection,
@@ -328,48 +320,21 @@ def test_row_5_kill_9_under_load_loses_no_acked_event(
     apply_topics(bootstrap, topics(topic_prefix, partitions=2))
     running = start(bootstrap, topic_prefix, tmp_path)
     ports = {"port": running.port, "admin_port": running.admin_port}
-    ledger_file = tmp_path / "acked.jsonl"
-    start_of_plan = datetime(2024, 1, 1, tzinfo=UTC)
-    sender_settings = SenderSettings(
-        target=f"http://127.0.0.1:{running.port}",
-        secret=SECRET,
-        clients=8,
-        timeout_s=10,
-        retry_waits_s=(0.2,) * 100,
-        disable_after=10_000,
-    )
+    witness = Witness(tmp_path / "witness.jsonl")
     try:
-        with FileLedger(ledger_file, fsync=True) as ledger:
-            plan = plan_deliveries(uuid4().int % 2**32, start=start_of_plan, count=posts, broken=0.02)
-            sender = Sender(sender_settings, plan, total=posts, ledger=ledger)
-            sender.start()
-            for kill in range(kills):
-                reached = posts * (kill + 1) // (kills + 1)
+        with witness.sender(running.port, posts, broken=0.02) as sender:
+            for number in range(kills):
+                reached = posts * (number + 1) // (kills + 1)
                 wait_until(lambda at=reached: sender.report().acked >= at, 120, "posts before a kill")  # type: ignore[misc]
-                running.process.kill()
-                running.process.wait()
-                running.log.close()
+                kill(running)
                 running = start(bootstrap, topic_prefix, tmp_path, **ports)
-            assert sender.wait(120)
-        report = sender.report()
-        assert report.all_acked
-        assert report.no_answer > 0  # or the kills hit nothing
-
-        # The witness knows only what was answered and written to disk.
-        entries = list(read_ledger(ledger_file))
-        acked = recompute(acked_webhooks(entries))
-        maybe = recompute({(entry.store, entry.event, entry.body) for entry in entries})
-        for name in EVENT_TOPICS:
-            ids = {kept.headers["ce_id"].decode() for kept in running.log.new(name)}
-            assert acked.topics[name] - ids == set()
-            assert ids - maybe.topics[name] == set()
-        assert len(acked.refused) == len({letter.body for letter in running.log.dead_letters()})
+        assert sender.report().all_acked
+        assert sender.report().no_answer > 0  # or the kills hit nothing
+        wait_until_drained(running)
+        assert_invariants(witness, running, killed=True)
         assert running.terminate() == 0
     finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
-        running.log.close()
+        end(running)
 
 
 # --- Kafka away ---
@@ -380,31 +345,31 @@ def test_row_4_without_a_spool_all_get_503_and_retry_after_without_queueing_and_
 ) -> None:
     broker = kafka_factory(tmp_path / "kafka")
     with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path, spool__enabled=False) as running:
-        first = order_status(new_id())
-        assert running.post(first).status == 204
+        witness = Witness(tmp_path / "witness.jsonl")
+        (answer,) = witness.post(running, [order_status(new_id())], clients=1)
+        assert answer.status == 204
         bodies = [order_status(new_id()) for _ in range(100)]
-        os.kill(broker.pid, signal.SIGSTOP)
-        try:
+        with stalled(broker):
             started_s = time.monotonic()
-            answers = running.send_all([running.webhook(body) for body in bodies], clients=100)
+            answers = witness.post(running, bodies, clients=100)
             # 1 s each, at once for those who come later. Were they to wait one after the other it would be a
             # hundred seconds; the bound lies between, so that a busy machine does not decide.
             assert time.monotonic() - started_s < 9
             assert_balanced(running.metrics())
             assert running.admin("/livez").status == 200
             wait_until(lambda: running.admin("/readyz").status == 503, 10, "unreadiness")
-        finally:
-            os.kill(broker.pid, signal.SIGCONT)
         assert {(answer.status, answer.problem_type) for answer in answers} == {(503, "unavailable")}
         assert {answer.headers["retry-after"] for answer in answers} == {"5"}
         wait_until(lambda: running.admin("/readyz").status == 200, 30, "readiness after Kafka's return")
         # The sender comes again with the same bytes; those that landed late share their id with the retry.
-        wait_until(lambda: running.post(bodies[0]).status == 204, 5, "the first that tries after Kafka's return")
-        again = running.send_all([running.webhook(body) for body in bodies])
-        assert {answer.status for answer in again} == {204}
-        kept = running.log.events()
-        assert {record.record.raw for record in kept} == {first, *bodies}
-        assert len({record.record.event_id for record in kept}) == 101
+        wait_until(
+            lambda: witness.post(running, bodies[:1], clients=1)[0].status == 204,
+            5,
+            "the first that tries after Kafka's return",
+        )
+        assert {answer.status for answer in witness.post(running, bodies)} == {204}
+        outcome = assert_invariants(witness, running, room=False)
+        assert outcome.acked == outcome.landed == 101
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -417,14 +382,14 @@ def test_row_4_while_kafka_is_away_all_get_204_and_the_spool_drains_by_itself(
 ) -> None:
     broker = kafka_factory(tmp_path / "kafka")
     with running_ingress(broker.bootstrap_servers, topic_prefix, tmp_path, server=server) as running:
-        assert running.post(order_status("first")).status == 204
+        witness = Witness(tmp_path / "witness.jsonl")
+        witness.post(running, [order_status("first")], clients=1)
         # Several changes of each order, so that there is an order to be kept.
         bodies = [order_status(f"O{number % 50}", extra=f', "n": {number}') for number in range(posts)]
-        os.kill(broker.pid, signal.SIGSTOP)
-        try:
+        with stalled(broker):
             stopped_s = time.monotonic()
             # One client: the order in which they are sent is the order in which they are answered.
-            answers = running.send_all([running.webhook(body) for body in bodies], clients=1)
+            answers = witness.post(running, bodies, clients=1)
             metrics = running.metrics()
             assert {answer.status for answer in answers} == {204}
             assert metrics["kinguin_ingress_spool_events", ()] == posts
@@ -435,14 +400,12 @@ def test_row_4_while_kafka_is_away_all_get_204_and_the_spool_drains_by_itself(
             assert_balanced(metrics)
             assert running.admin("/readyz").status == 200  # a balancer has nowhere better to send them
             time.sleep(max(0.0, away_s - (time.monotonic() - stopped_s)))
-        finally:
-            os.kill(broker.pid, signal.SIGCONT)
-        wait_until(lambda: running.metrics()["kinguin_ingress_spool_events", ()] == 0, 60, "an empty spool")
-        assert running.post(order_status("last")).status == 204
-        kept = running.log.events()
-        assert {record.record.raw for record in kept} == {order_status("first"), order_status("last"), *bodies}
+        wait_until_drained(running)
+        witness.post(running, [order_status("last")], clients=1)
+        outcome = assert_invariants(witness, running)
+        assert outcome.acked == outcome.landed == posts + 2
         by_order: dict[str, list[bytes]] = {}
-        for record in kept:
+        for record in outcome.records:
             seen = by_order.setdefault(record.record.order_id, [])
             if record.record.raw not in seen:  # the first one was "maybe", and may be there twice
                 seen.append(record.record.raw)
