@@ -92,7 +92,8 @@ def test_row_36_depth_size_and_hash_bombs_are_answered_quickly_and_the_worker_li
             best_s = min(best_s, time.perf_counter() - started_s)
             assert answer.status == (204 if name in HARMLESS else 202), (name, answer.fault)
         took_s[name] = best_s
-    # Under 50 ms each on an idle machine; what is quadratic in such a body takes many seconds on any.
+    # Under the row's 50 ms each on an idle machine, which is no verdict on a busy one: what is quadratic in such a body takes
+    # many seconds on any.
     assert {name: seconds for name, seconds in took_s.items() if seconds > 1.0} == {}
     assert ingress.post(order_status(new_id())).status == 204
     assert ingress.admin("/readyz").status == 200
