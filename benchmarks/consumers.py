@@ -70,7 +70,6 @@ def fill(bootstrap_servers: str, records: int, orders: int) -> None:
         )
         event = OrderStatus(
             event_id=event_id(store, "order.status", body),
-            store=store,
             received_at_ms=START_MS + number * 10 + 5,
             order_id=order,
             order_external_id=f"AL{number:09d}",
@@ -117,6 +116,7 @@ def run_decode(bootstrap_servers: str, records: int) -> dict[str, float]:
 
 def run_order_state(bootstrap_servers: str, records: int) -> dict[str, float]:
     """Run the real loop until everything has taken effect."""
+    from kinguin_streams.consumers.effect import StateEffect
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.consumers.order_state import ORDER_STATE
     from kinguin_streams.consumers.settings import ConsumerSettings, StateSettings
@@ -125,11 +125,10 @@ def run_order_state(bootstrap_servers: str, records: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = StateStore(StateSettings(url=f"sqlite:///{Path(folder) / 'state.db'}"), ORDER_STATE)
         loop = ConsumeLoop(
-            ORDER_STATE,
+            StateEffect(ORDER_STATE, store),
             kafka=KafkaSettings(bootstrap_servers=bootstrap_servers),
             topics=topics(),
             settings=ConsumerSettings(),
-            store=store,
             decoder=Decoder(),
             encoder=Encoder(),
             publisher=Mock(),  # for dead letters, of which there are none

@@ -53,6 +53,7 @@ def product_changes(state_url: StateUrl = None) -> None:
 def _consume(projection: "Projection", state_url: str | None) -> None:
     from kinguin_streams.cli import wiring
     from kinguin_streams.cli.settings import load
+    from kinguin_streams.consumers.effect import StateEffect
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.consumers.store import StateStore
     from kinguin_streams.telemetry.logs import configure
@@ -64,11 +65,10 @@ def _consume(projection: "Projection", state_url: str | None) -> None:
         # After the publisher: where nobody has said where Kafka is, no database is left behind.
         store = StateStore(settings.state, projection)
         loop = ConsumeLoop(
-            projection,
+            StateEffect(projection, store),
             kafka=wiring.kafka(settings),
             topics=wiring.topics(settings),
             settings=settings.consumer,
-            store=store,
             decoder=wiring.decoder(settings),
             encoder=wiring.dead_letter_encoder(settings),
             publisher=publisher,

@@ -29,6 +29,12 @@ class ConsumerSettings(BaseModel):
         pattern=r"^[a-zA-Z0-9._-]{1,100}$",
         description="first part of the consumer groups' names; two databases on one cluster need two",
     )
+    instance_id: str | None = Field(
+        default=None,
+        pattern=r"^[a-zA-Z0-9._-]{1,200}$",
+        description="this process's own name in its group (static membership): a restart within the session moves no "
+        "partition; two processes of one consumer need two",
+    )
     batch_records: int = Field(default=10_000, ge=1, le=100_000, description="most records in one database transaction")
     batch_wait_s: float = Field(
         default=0.2, gt=0, le=10, description="longest wait for a batch to fill up; the delay of a quiet topic"
@@ -44,6 +50,19 @@ class ConsumerSettings(BaseModel):
         default=0.5, gt=0, description="first wait before a database that is away is asked again; doubles"
     )
     state_retry_max_s: float = Field(default=10.0, gt=0, description="longest such wait")
+    handler_attempts: int = Field(
+        default=5, ge=1, le=100, description="how often a handler is given a record before it is dead-lettered"
+    )
+    handler_retry_s: float = Field(
+        default=1.0, gt=0, description="first wait before a handler is given a record again; doubles"
+    )
+    handler_retry_max_s: float = Field(default=60.0, gt=0, description="longest such wait")
+    handler_breaker_letters: int = Field(
+        default=5,
+        ge=0,
+        description="once a handler has given up this many of its last 100 records, and no fewer than it has done, the "
+        "consumer stops instead of dead-lettering more",
+    )
 
     def group_id(self, consumer: str) -> str:
         """Return the consumer group of `consume NAME`."""

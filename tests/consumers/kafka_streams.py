@@ -15,6 +15,7 @@ from kinguin_streams.cluster.publisher import KafkaPublisher
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.cluster.topic_admin import TopicAdmin, plan
 from kinguin_streams.consumers import reader
+from kinguin_streams.consumers.effect import StateEffect
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.projection import Projection
@@ -161,11 +162,10 @@ class RunningLoop:
             producer_config(streams.kafka, client_id="dead-letters"), ack_wait_s=publisher_wait_s
         )
         self.loop = ConsumeLoop(
-            projection,
+            StateEffect(projection, self.store),
             kafka=streams.kafka,
             topics=streams.topics,
             settings=ConsumerSettings(group_prefix=streams.prefix, **settings),
-            store=self.store,
             decoder=decoder or Decoder(),
             encoder=encoder or Encoder(),
             publisher=self._publisher,

@@ -1,0 +1,141 @@
+"""What a consumer does with what it reads: the seam between the loop and the two kinds of consumers.
+
+StateEffect folds events into a database, which also holds the offsets. HandlerEffect (handler_effect.py) calls a user's
+functions, and the offsets are Kafka's.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+from kinguin_streams.consumers.batch import Batch, Message, TopicPart
+from kinguin_streams.consumers.client import ConsumerClient
+from kinguin_streams.consumers.projection import Projection
+from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
+from kinguin_streams.schemas.events import DeadLetter, EventName
+
+NO_LIMIT: Final = 2**31
+
+
+class Work(Protocol):
+    """What the loop does for an effect while it works on a batch."""
+
+    @property
+    def sources(self) -> Mapping[TopicPart, PartitionSource]:
+        """The assigned partitions."""
+        ...
+
+    @property
+    def next_offsets(self) -> Mapping[TopicPart, int | None]:
+        """Of each assigned partition, the offset that is to take effect next; None: none ever has."""
+        ...
+
+    def keep(self, letter: DeadLetter) -> None:
+        """Return when the dead letter is in Kafka. Raises OperatorError("dead_letter_refused")."""
+        ...
+
+    def done(self, part: TopicPart, next_offset: int, applied: int) -> None:
+        """Note that all below the offset has taken effect, `applied` records more than before."""
+        ...
+
+    def is_stopping(self) -> bool:
+        """Return whether somebody wants the loop to end."""
+        ...
+
+
+class Effect(Protocol):
+    """One kind of consumer."""
+
+    @property
+    def name(self) -> str:
+        """The consumer's, in its group and in dead letters."""
+        ...
+
+    @property
+    def events(self) -> Sequence[EventName]:
+        """What it reads, each from its own topic."""
+        ...
+
+    @property
+    def offsets_are_kafkas(self) -> bool:
+        """Whether the group's committed offsets say where to go on, and not just what lag there is."""
+        ...
+
+    @property
+    def most_records(self) -> int:
+        """The most records in a batch, whatever the settings say."""
+        ...
+
+    @property
+    def skipped_hint(self) -> str:
+        """What to do when retention has taken records away that have not taken effect."""
+        ...
+
+    def starts(
+        self,
+        client: ConsumerClient,
+        identity: tuple[str, Mapping[str, str]],
+        sources: Mapping[TopicPart, PartitionSource],
+    ) -> dict[TopicPart, int]:
+        """Return the next offset of each of these partitions that has one; the others start at their beginning.
+
+        identity: the cluster's id, and the ids of all topics that are read.
+        """
+        ...
+
+    def take(self, batch: Batch, messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
+        """Let a batch take effect, and say so by work.done.
+
+        messages: what the batch was made of. Return the partitions that could not be finished, and when (on the clock's
+        monotonic_s) to come again with the records that are not done; of a record that waits for its schema say nothing.
+        """
+        ...
+
+    def forget(self, parts: Iterable[TopicPart]) -> None:
+        """Drop what is remembered of partitions that are gone, or are read again."""
+        ...
+
+
+class StateEffect:
+    """Events into states, with their offsets, in one transaction of the database."""
+
+    offsets_are_kafkas: Final = False
+    most_records: Final = NO_LIMIT
+    skipped_hint: Final = (
+        "Retention has deleted records that this state has not seen. Set KINGUIN_STATE__URL to a new database "
+        "to make the state anew from what is left, and give the topic a longer retention."
+    )
+
+    def __init__(self, projection: Projection, store: StateStore) -> None:
+        """store: of the same projection."""
+        self.name = projection.name
+        self.events = projection.events
+        self._store = store
+
+    def starts(
+        self,
+        _client: ConsumerClient,
+        identity: tuple[str, Mapping[str, str]],
+        sources: Mapping[TopicPart, PartitionSource],
+    ) -> dict[TopicPart, int]:
+        """Return what the database has. Raises as StateStore.offsets does."""
+        stored = self._store.offsets(*identity)
+        return {part: stored[source] for part, source in sources.items() if source in stored}
+
+    def take(self, batch: Batch, _messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
+        """All of it or nothing. The order of these lines is the guarantee."""
+        for letter in batch.dead_letters:
+            work.keep(letter)
+        advances = [
+            Advance(work.sources[part], work.next_offsets[part], next_offset)
+            for part, next_offset in batch.next_offsets.items()
+        ]
+        if advances:
+            self._store.apply(batch.received, advances)
+        applied = len(batch.received)
+        for part, next_offset in batch.next_offsets.items():
+            work.done(part, next_offset, applied)
+            applied = 0
+        return {}
+
+    def forget(self, _parts: Iterable[TopicPart]) -> None:
+        """Nothing is remembered: the database knows."""

@@ -1,0 +1,318 @@
+"""The place of this process in its consumer group: which partitions it has, where it reads on, what it tells Kafka of it.
+
+Every callback of the client comes inside `consume` or `close`, on the thread that called them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+
+from kinguin_streams.consumers.batch import Message, TopicPart
+from kinguin_streams.consumers.client import ConsumerClient, Identity, NewClient
+from kinguin_streams.consumers.database_wait import DatabaseWait
+from kinguin_streams.consumers.effect import Effect
+from kinguin_streams.consumers.held import HeldPartitions
+from kinguin_streams.consumers.store import PartitionSource
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
+
+_NO_SUCH_TOPIC = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
+_NOT_AUTHORIZED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError._AUTHENTICATION,
+    }
+)
+
+
+class Membership:
+    """One member of one group, and the partitions it has."""
+
+    def __init__(
+        self,
+        effect: Effect,
+        *,
+        config: dict[str, Any],
+        new_client: NewClient,
+        identity: Identity,
+        held: HeldPartitions,
+        database: DatabaseWait,
+    ) -> None:
+        """config: for a consumer of librdkafka. held, database: what pauses partitions; it forgets with them."""
+        self._effect = effect
+        self._config = config
+        self._new_client = new_client
+        self._identity = identity
+        self._held = held
+        self._database = database
+        self._log = log.bind(consumer=effect.name)
+        self._is_incremental = _is_incremental(config)
+        self._client: ConsumerClient | None = None
+        self._failure: Exception | None = None
+        self._uncommitted: dict[TopicPart, int] = {}
+        self._moved: dict[TopicPart, int] = {}
+        """How far each partition has come since it was assigned, whether that is committed or not."""
+        self.sources: dict[TopicPart, PartitionSource] = {}
+        """The partitions that the group has given to this process."""
+        self.next_offsets: dict[TopicPart, int | None] = {}
+        """Of each, the offset that is to take effect next; None: none ever has."""
+
+    @property
+    def client(self) -> ConsumerClient:
+        """The client, once joined."""
+        if self._client is None:
+            raise RuntimeError("not a member: open() first")
+        return self._client
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether there is a client."""
+        return self._client is not None
+
+    def join(self, topics: list[str]) -> None:
+        """Ask the group for partitions of these topics."""
+        self._identity.ask()
+        self._client = self._new_client({**self._config, "error_cb": self._on_error})
+        self._client.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def leave(self) -> None:
+        """Tell Kafka how far it came, and leave; a static member stays known until its session ends."""
+        client = self.client
+        try:
+            if self._effect.offsets_are_kafkas:
+                self._commit_and_wait(client, list(self._moved))
+            else:
+                self.commit()
+        finally:
+            client.close()
+            self._client = None
+
+    def consume(self, most_records: int, wait_s: float) -> list[Message]:
+        """Return records of this process's partitions which have not taken effect. Raises what a callback has kept."""
+        fetched = self.client.consume(most_records, wait_s)
+        if self._failure is not None:
+            raise self._failure
+        self._identity.watch()
+        messages: list[Message] = []
+        for message in fetched:
+            error = message.error()
+            if error is not None:
+                self._on_partition_error(message, error)
+                continue
+            # A rebalance inside consume() may leave records of a partition that has gone, or that came back and is
+            # read again from its stored offset.
+            part = TopicPart(message.topic(), message.partition())
+            if part in self.sources and message.offset() >= (self.next_offsets[part] or 0):
+                messages.append(message)
+        return messages
+
+    def pause(self, parts: Iterable[TopicPart]) -> None:
+        """Fetch no more of these; they stay this process's."""
+        self.client.pause([TopicPartition(*part) for part in parts])
+
+    def resume(self, parts: Iterable[TopicPart]) -> None:
+        """Go on with them."""
+        self.client.resume([TopicPartition(*part) for part in parts])
+
+    def advance(self, part: TopicPart, next_offset: int) -> None:
+        """All below the offset has taken effect."""
+        self.next_offsets[part] = self._uncommitted[part] = self._moved[part] = next_offset
+
+    def commit(self) -> None:
+        """Tell Kafka how far it came, without waiting for its answer."""
+        if not self._uncommitted:
+            return
+        offsets = [TopicPartition(*part, next_offset) for part, next_offset in self._uncommitted.items()]
+        self._uncommitted.clear()
+        try:
+            self.client.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            self._log.debug("offsets_not_committed", error=str(error))
+
+    def _commit_and_wait(self, client: ConsumerClient, parts: Iterable[TopicPart]) -> None:
+        offsets = [TopicPartition(*part, self._moved[part]) for part in parts if part in self._moved]
+        if not offsets:
+            return
+        try:
+            committed = client.commit(offsets=offsets, asynchronous=False)
+            refused = next((each.error for each in committed or () if each.error is not None), None)
+        except KafkaException as error:
+            refused = error.args[0]
+        if refused is not None:
+            self._log.warning(
+                "offsets_not_committed",
+                error=str(refused),
+                partitions=by_topic(parts),
+                hint="whoever has these partitions next repeats what was done since the last commit",
+            )
+
+    def read_again(self) -> bool:
+        """Fetch everything again from where the database says; return whether it did.
+
+        Nobody knows whether the last transaction was committed when the line broke; its offsets say so.
+        """
+        identity = self._identity.ask()
+        try:
+            starts = self._starts(identity, self.sources)
+        except OperatorError as error:
+            self._database.begin(error, self._effect.name)
+            return False
+        self._database.end()
+        self._held.clear()
+        self._effect.forget(self.sources)
+        if starts:
+            if self._is_incremental:
+                self.client.incremental_unassign(starts)
+                self.client.incremental_assign(starts)
+            else:
+                self.client.assign(starts)
+            self.client.resume(starts)
+            self._log.info("state_back", partitions=by_topic(self.sources))
+        return True
+
+    def _on_assign(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
+        # Raised in the client's callback an exception would pass through C; kept, it is raised as soon as consume returns.
+        try:
+            self._assign(client, partitions)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `consume` raises it
+            self._failure = error
+
+    def _assign(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
+        """Start at the stored offsets, or at the beginning of a partition that has none."""
+        cluster_id, topic_ids = self._identity.ask()
+        parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
+        new = {part: PartitionSource(cluster_id, topic_ids[part.topic], *part) for part in parts}
+        self.sources.update(new)
+        self.next_offsets.update(dict.fromkeys(new))
+        try:
+            starts = self._starts((cluster_id, topic_ids), new)
+        except OperatorError as error:
+            self._database.begin(error, self._effect.name)
+            starts = [TopicPartition(*part, OFFSET_BEGINNING) for part in parts]
+        if self._is_incremental:
+            client.incremental_assign(starts)
+        else:
+            client.assign(starts)
+        # The client remembers across assignments that a partition was paused, and what it waited for is forgotten here:
+        # measured, a held partition that came back from a rebalance was never read again.
+        if self._database.is_on:
+            client.pause(starts)
+        else:
+            client.resume(starts)
+        self._log.info("partitions_assigned", partitions=by_topic(self.sources))
+
+    def _starts(
+        self, identity: tuple[str, Mapping[str, str]], sources: Mapping[TopicPart, PartitionSource]
+    ) -> list[TopicPartition]:
+        """Return where each partition is to be read from, and note it."""
+        stored = self._effect.starts(self.client, identity, sources)
+        for part in sources:
+            self.next_offsets[part] = stored.get(part)
+        return [TopicPartition(*part, stored.get(part, OFFSET_BEGINNING)) for part in sources]
+
+    def _on_revoke(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
+        parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
+        if self._effect.offsets_are_kafkas:
+            self._commit_and_wait(client, parts)
+        self._forget(parts)
+        self._log.info("partitions_revoked", partitions=by_topic(parts))
+
+    def _on_lost(self, _client: ConsumerClient, partitions: list[TopicPartition]) -> None:
+        """Another member may have them already: there is nothing to tell Kafka any more."""
+        parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
+        self._forget(parts)
+        self._log.warning("partitions_lost", partitions=by_topic(parts))
+
+    def _forget(self, parts: Iterable[TopicPart]) -> None:
+        for part in parts:
+            self.sources.pop(part, None)
+            self.next_offsets.pop(part, None)
+            self._uncommitted.pop(part, None)
+            self._moved.pop(part, None)
+            self._held.release(part)
+        self._effect.forget(parts)
+
+    def _on_partition_error(self, message: Any, error: KafkaError) -> None:
+        where = f"{message.topic()}/{message.partition()}"
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            self._identity.ask_again()
+            next_offset = self.next_offsets.get(TopicPart(message.topic(), message.partition()), "?")
+            raise OperatorError(
+                "offset_out_of_range",
+                f"{self._effect.name} is to go on at offset {next_offset} of {where}, and "
+                f"the topic does not have it: {error.str()}.",
+                self._effect.skipped_hint,
+            )
+        if error.code() in _NO_SUCH_TOPIC:
+            self._identity.ask_again()
+        self._on_error(error)
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() in _NOT_AUTHORIZED:
+            self._failure = OperatorError(
+                "not_authorized",
+                f"Kafka refuses {self._effect.name}: {error.str()}.",
+                "Check the user in KINGUIN_KAFKA__CONFIG and its rights to read the topics and the group.",
+            )
+        elif error.fatal():
+            self._failure = _client_failed(error)
+        else:
+            self._log.warning("kafka_trouble", error=error.name(), detail=error.str())
+
+
+def with_short_session(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with a session of 10 s, unless the user has chosen one.
+
+    After kill -9 the group waits a session out (45 s by default) before the restarted process gets its partitions. A
+    session that ends too early costs a rebalance, and of handlers a repetition. With the consumer protocol the broker
+    sets it.
+    """
+    return config if config.get("group.protocol") == "consumer" else {"session.timeout.ms": 10_000, **config}
+
+
+def by_topic(parts: Iterable[TopicPart]) -> dict[str, list[int]]:
+    """Return the partitions' numbers by topic, for a line in the log."""
+    found: dict[str, list[int]] = {}
+    for part in sorted(parts):
+        found.setdefault(part.topic, []).append(part.partition)
+    return found
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what the client raises into OperatorError("kafka_client_failed")."""
+    try:
+        yield
+    except KafkaException as error:
+        raise _client_failed(error.args[0]) from error
+
+
+def _is_incremental(config: dict[str, Any]) -> bool:
+    """Return whether the client's rebalances are cooperative: it then refuses the plain assign()."""
+    return config.get("group.protocol") == "consumer" or "cooperative" in config.get(
+        "partition.assignment.strategy", ""
+    )
+
+
+def _client_failed(error: KafkaError) -> OperatorError:
+    return OperatorError(
+        "kafka_client_failed",
+        f"The Kafka client cannot go on: {error.name()}: {error.str()}.",
+        "What has taken effect is noted; start the consumer again.",
+    )
