@@ -141,7 +141,7 @@ class Recorded:
         for record in records:
             if len(links) == MAX_LINKS:
                 break
-            remote = trace.get_current_span(_context(_of_record(record))).get_span_context()
+            remote = trace.get_current_span(_context(headers_of(record))).get_span_context()
             if remote.is_valid:
                 links.append(Link(remote))
         attributes: dict[str, str | int] = {
@@ -194,7 +194,8 @@ def _context(headers: TraceHeaders) -> Any:
     return TraceContextTextMapPropagator().extract(carrier, context=Context())
 
 
-def _of_record(record: HasHeaders) -> TraceHeaders:
+def headers_of(record: HasHeaders) -> TraceHeaders:
+    """Return what a record carries of the trace that it belongs to."""
     found = {name: value for name, value in record.headers() or () if name in TraceHeaders._fields and value}
     return TraceHeaders(
         *(found[name].decode("ascii", "replace") if name in found else None for name in TraceHeaders._fields)
