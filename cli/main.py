@@ -29,7 +29,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("ingress")(ingress.ingress)
 app.add_typer(spool.app, name="spool")
-app.add_typer(consume.app, name="consume")
+app.command("consume", no_args_is_help=True)(consume.consume)
 app.command("simulate")(simulate.simulate)
 app.add_typer(state.app, name="state")
 app.add_typer(kafka.app, name="kafka")
