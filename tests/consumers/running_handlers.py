@@ -36,13 +36,21 @@ def committed(streams: Streams, app_name: str, *parts: tuple[str, int]) -> dict[
 class RunningApp:
     """A consume loop of handlers."""
 
-    def __init__(self, streams: Streams, app: App, *, decoder: Decoder | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        app: App,
+        *,
+        decoder: Decoder | None = None,
+        max_poll_interval_s: float = 300.0,
+        **settings: Any,
+    ) -> None:
         self._streams = streams
         self._name = app.name
         self._publisher = KafkaPublisher(producer_config(streams.kafka, client_id="dead-letters"), ack_wait_s=5.0)
         consumer_settings = ConsumerSettings(group_prefix=streams.prefix, **{**FAST, **settings})
         self.loop = ConsumeLoop(
-            HandlerEffect(app, consumer_settings),
+            HandlerEffect(app, consumer_settings, max_poll_interval_s=max_poll_interval_s),
             kafka=streams.kafka,
             topics=streams.topics,
             settings=consumer_settings,

@@ -75,7 +75,7 @@ def test_row_47_kill_9_in_the_middle_repeats_little_and_loses_nothing(
         process.kill()
     seen = Counter(order_id for order_id, _, _ in effects(folder))
     assert set(seen) == {f"O{n}" for n in range(count)}, f"seed {seed}"
-    assert sum(seen.values()) < count + kills * 1_500, "a turn's work is all that comes again"
+    assert sum(seen.values()) < count + kills * 500, "what was done since the last commit is all that comes again"
     # In order, but for the steps back to what was committed.
     for partition in (0, 1):
         offsets = [offset for _, its, offset in effects(folder) if its == partition]

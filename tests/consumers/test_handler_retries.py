@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
+from structlog.testing import capture_logs
 
 from kinguin_streams.consumers.app import App, Context, Reject
 from kinguin_streams.schemas.codec import Decoder, Encoder
@@ -241,6 +242,29 @@ def test_a_member_whose_record_waits_stays_in_its_group(streams: Streams) -> Non
         running.catch_up(streams.ends("order.status"))
     assert Counter(event.order_id for event, _ in calls.done) == Counter(event.order_id for event in EVENTS)
     assert len(calls.seen) == 21, "the partition was never given away"
+
+
+def test_a_handler_slower_than_the_group_allows_is_told_and_its_record_comes_again(streams: Streams) -> None:
+    streams.kafka = streams.kafka.model_copy(
+        update={"config": {"session.timeout.ms": 6_000, "max.poll.interval.ms": 6_000}}
+    )
+    streams.write(EVENTS[0])
+    app = App("slow")
+    began: list[float] = []
+
+    @app.on(OrderStatus)
+    def handle(event: OrderStatus, context: Context) -> None:
+        began.append(time.monotonic())
+        if len(began) == 1:
+            time.sleep(7.5)
+
+    with capture_logs() as lines, running_app(streams, app, max_poll_interval_s=6.0) as running:
+        wait_until(lambda: len(began) == 2, "the record to come again")
+        running.catch_up(streams.ends("order.status"))
+    [line] = [line for line in lines if line["event"] == "handler_too_slow"]
+    assert line["took_s"] >= 7.5
+    assert "max.poll.interval.ms" in line["hint"]
+    assert "partitions_lost" in {line["event"] for line in lines}
 
 
 def test_retention_past_the_committed_offset_stops_the_consumer(streams: Streams) -> None:
