@@ -1,0 +1,7 @@
+"""To test a consumer without a broker, in any test framework: see docs/testing.md."""
+
+from kinguin_streams.consumers.testing import events
+from kinguin_streams.consumers.testing.arrivals import Arrival, arrivals, order_events, product_events
+from kinguin_streams.consumers.testing.driver import ProjectionDriver
+
+__all__ = ["Arrival", "ProjectionDriver", "arrivals", "events", "order_events", "product_events"]
