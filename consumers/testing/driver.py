@@ -19,6 +19,7 @@ from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.consumers import tables
 from kinguin_streams.consumers.batch import TopicPart
 from kinguin_streams.consumers.database import open_for_reading
+from kinguin_streams.consumers.effect import StateEffect
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import ConsumerSettings, StateSettings
@@ -269,11 +270,10 @@ class ProjectionDriver(Generic[S]):
             return clients[-1]
 
         loop = ConsumeLoop(
-            self.projection,
+            StateEffect(self.projection, store),
             kafka=KafkaSettings(bootstrap_servers="memory:9092"),
             topics=self.topics,
             settings=self._settings,
-            store=store,
             decoder=self._decoder,
             encoder=self._encoder,
             publisher=self.kafka.publisher(),

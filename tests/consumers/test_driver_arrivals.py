@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis.errors import NoSuchExample
 
-from kinguin_streams.consumers.order_state import ORDER_STATE, order_key
+from kinguin_streams.consumers.order_state import ORDER_STATE, OrderEvent, order_key
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection
 from kinguin_streams.consumers.testing import Arrival, ProjectionDriver, arrivals, events, order_events, product_events
@@ -28,6 +29,19 @@ def test_row_52_order_state_is_the_same_however_events_arrive(arrival: Arrival) 
 @given(arrivals(product_events()))
 def test_row_52_product_changes_are_the_same_however_events_arrive(arrival: Arrival) -> None:
     arrival.assert_same_state(PRODUCT_CHANGES)
+
+
+@quick
+@given(arrivals(order_events()))
+def test_a_fold_that_counts_deliveries_counts_each_exactly_once_whatever_dies(arrival: Arrival) -> None:
+    """Such a fold is wrong for what the sender does, and right for what the consumer promises."""
+    sent = Counter(order_key(step.event) for step in arrival.steps if isinstance(step.event, OrderEvent))
+    counting = FoldProjection(
+        name="counting", version=1, events=ORDER_STATE.events, state_type=Newest, key=order_key, fold=counts_deliveries
+    )
+    with ProjectionDriver(counting) as driver:
+        arrival.play(driver)
+        assert {key: state.count for key, state in driver.states().items()} == sent
 
 
 # Projections that are wrong

@@ -16,8 +16,13 @@ PROGRAMS = re.findall(r"<!-- run: (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTA
 def module() -> dict[str, Any]:
     """Return the names of the page's programs, run one after the other."""
     names: dict[str, Any] = {"__name__": "page"}
-    for name, program in PROGRAMS:
-        exec(compile(program, f"docs/testing.md ({name})", "exec"), names)  # noqa: S102 - the page is ours
+    settings.register_profile("page", max_examples=20)  # of what the page leaves to hypothesis
+    settings.load_profile("page")
+    try:
+        for name, program in PROGRAMS:
+            exec(compile(program, f"docs/testing.md ({name})", "exec"), names)  # noqa: S102 - the page is ours
+    finally:
+        settings.load_profile("default")
     return names
 
 

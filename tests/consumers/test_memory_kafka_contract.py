@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
 from kinguin_streams.cluster.connection import admin_config, consumer_config, producer_config
 from kinguin_streams.cluster.publisher import KafkaPublisher, Publisher, PublishFailed
@@ -22,6 +22,8 @@ from tests.consumers.kafka_streams import Streams
 
 PARTITIONS = 2
 PATIENCE_S = 30.0
+MAX_POLL_INTERVAL_S = 6
+"""After so long without consume() a real member is given up; the broker's least session is as long."""
 
 
 class Cluster(Protocol):
@@ -34,6 +36,7 @@ class Cluster(Protocol):
     def delete_records(self, partition: int, before_offset: int) -> None: ...
     def delete_topic(self) -> None: ...
     def make_topic(self) -> None: ...
+    def lose(self, client: Any) -> None: ...
     @property
     def topic(self) -> str: ...
 
@@ -75,6 +78,9 @@ class Real:
     def make_topic(self) -> None:
         self._streams.make("order.status")
 
+    def lose(self, client: Any) -> None:  # noqa: ARG002 - it is given up for not being used
+        time.sleep(MAX_POLL_INTERVAL_S + 1.5)
+
     def close(self) -> None:
         for publisher in self._publishers:
             publisher.close(timeout_s=0)
@@ -112,6 +118,10 @@ class InMemory:
 
     def make_topic(self) -> None:
         self._kafka.make_topic(self.topic, PARTITIONS)
+
+    def lose(self, client: Any) -> None:
+        client.cut_off()
+        client.reconnect()
 
 
 @pytest.fixture(params=["memory", pytest.param("real", marks=pytest.mark.kafka)])
@@ -372,6 +382,26 @@ def test_what_was_committed_is_found_by_the_group(cluster: Cluster, join: Callab
     member.client.close()
     another = join()
     assert [found.offset for found in another.client.committed(both, timeout=15.0)] == [2, OFFSET_INVALID]
+
+
+@STRATEGIES
+def test_a_member_that_was_given_up_is_told_and_comes_again(
+    cluster: Cluster, join: Callable[..., Member], strategy: str
+) -> None:
+    cluster.write(0, b"a")
+    interval_ms = MAX_POLL_INTERVAL_S * 1_000
+    config = {
+        "partition.assignment.strategy": strategy,
+        "max.poll.interval.ms": interval_ms,
+        "session.timeout.ms": interval_ms,
+    }
+    member = join(**config)
+    turn_until(lambda: member.values(0) == [b"a"], member)
+    cluster.lose(member.client)
+    with pytest.raises(KafkaException):
+        member.client.commit(offsets=[TopicPartition(cluster.topic, 0, 1)], asynchronous=False)
+    turn_until(lambda: len(member.told) == 3 and member.values(0) == [b"a", b"a"], member)
+    assert member.told == [("assigned", [0, 1]), ("lost", [0, 1]), ("assigned", [0, 1])]
 
 
 def test_a_closed_client_does_nothing(cluster: Cluster, join: Callable[..., Member]) -> None:
