@@ -55,7 +55,7 @@ def ingress(
     except OperatorError as unusable:
         raise ConfigurationError((f"KINGUIN_SPOOL__PATH: {unusable}",)) from unusable
     publisher = wiring.publisher(settings, client_id="kinguin-streams-ingress")
-    topics = wiring.topics(settings)
+    topics = wiring.topics(settings).of_ingress
     proof_file = None
     if spool is not None:
         bootstrap_servers = wiring.kafka(settings).bootstrap_servers or ""

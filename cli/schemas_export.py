@@ -141,7 +141,12 @@ def _asyncapi(settings: "Settings") -> dict[str, Any]:
     from kinguin_streams.schemas.asyncapi import Reader, document
 
     readers = [
-        Reader(name=sample.name, group_id=settings.consumer.group_id(sample.name), records=sample.events)
+        Reader(
+            name=sample.name,
+            group_id=settings.consumer.group_id(sample.name),
+            records=sample.events,
+            derived=sample.derived,
+        )
         for sample in SAMPLES
     ]
     return document(

@@ -146,7 +146,7 @@ def _simulate(
     topics_reader = TopicReader(
         consumer_config(settings.kafka, group_id="kinguin-streams.up", client_id="kinguin-streams-up")
     )
-    names = [spec.name for spec in wiring.topics(settings).specs]
+    names = [spec.name for spec in wiring.topics(settings).of_ingress.specs]
     begun = topics_reader.end_offsets(names)
     with FileLedger(ledger_file) as ledger:
         sender = Sender(

@@ -57,7 +57,7 @@ def judge(
     caught_up: bool,
 ) -> Verdict:
     """Compare what was sent, by this run and earlier ones of this folder, with the topics and with the state."""
-    topics = wiring.topics(settings)
+    topics = wiring.topics(settings).of_ingress
     end = topics_reader.end_offsets([spec.name for spec in topics.specs])
     published = {spec.name: 0 for spec in topics.specs}
     kept: set[str] = set()

@@ -14,7 +14,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from kinguin_streams.cluster.connection import new_client
-from kinguin_streams.schemas.outgoing import OutgoingRecord
+from kinguin_streams.schemas.outgoing import OutgoingRecord, OutgoingTombstone
 
 log = structlog.get_logger()
 
@@ -154,7 +154,7 @@ class KafkaPublisher:
         if failure is not None:
             raise failure
 
-    def send(self, record: OutgoingRecord) -> Report:
+    def send(self, record: OutgoingRecord | OutgoingTombstone) -> Report:
         """Hand the record to the client and return what will be its delivery report.
 
         The report comes within delivery_timeout_s of the producer's configuration, on the client's own thread: what is

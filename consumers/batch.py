@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from kinguin_streams.consumers.projection import Received
 from kinguin_streams.schemas.codec import UndecodableRecord, UnknownSchema
 from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
-from kinguin_streams.schemas.events import DeadLetter, Event, Record, RecordName
+from kinguin_streams.schemas.events import DeadLetter, Derived, Event, Record, RecordName
 from kinguin_streams.schemas.instants import MAX_MS, MIN_MS
 
 MAX_DETAIL_CHARACTERS = 1_000
@@ -98,7 +98,7 @@ def sort_out(
 
 def _fault(record: Record, expected: RecordName) -> tuple[str, str] | None:
     """Return code and detail of what makes a readable record useless in its topic, or None."""
-    if record.record_name != expected or isinstance(record, DeadLetter):
+    if record.record_name != expected or isinstance(record, DeadLetter | Derived):
         return "unexpected_record", f"a {record.record_name} in a topic of {expected}"
     if not MIN_MS <= record.updated_at_ms <= MAX_MS:
         return "updated_at_out_of_range", f"updatedAt {record.updated_at_ms} ms is not within the years 1 to 9999"

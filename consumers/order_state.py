@@ -141,6 +141,7 @@ ORDER_STATE = FoldProjection(
     state_type=OrderState,
     key=order_key,
     fold=fold,
+    derived="order.state",
 )
 
 

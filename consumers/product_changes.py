@@ -88,7 +88,12 @@ def _offers_to_text(offers: tuple[str, ...] | None) -> str | None:
 
 
 PRODUCT_CHANGES = RowsProjection(
-    name="product-changes", version=1, events=("product.update",), table="product_change", row=row
+    name="product-changes",
+    version=1,
+    events=("product.update",),
+    table="product_change",
+    row=row,
+    derived="product.state",
 )
 
 

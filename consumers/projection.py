@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from kinguin_streams.schemas.events import Event, EventName
+from kinguin_streams.schemas.events import DerivedName, Event, EventName
 
 E = TypeVar("E", bound=Event)
 S = TypeVar("S", bound=msgspec.Struct)
@@ -46,6 +46,7 @@ class FoldProjection(Generic[E, S]):
     key: the key of an event; events of one key must share their record key, so that they share a partition number.
     fold: the state after an event. None stands for no state yet. Returning the very state that was given says that
         nothing has changed, and nothing is written.
+    derived: the topic that tells each key's newest state, if there is one; consumers/derived_records.py says how.
     """
 
     name: str
@@ -54,6 +55,7 @@ class FoldProjection(Generic[E, S]):
     state_type: type[S]
     key: Callable[[E], StateKey]
     fold: Callable[[S | None, Received[E]], S]
+    derived: DerivedName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class RowsProjection(Generic[E]):
         `topic`, `partition`, `offset`) and `set_aside`. Of several deliveries of one event the smallest position is
         kept, and it is set aside only if all of them were.
     row: the columns of an event but `generation`. Pure.
+    derived: as of FoldProjection. A state's key is the event's store and record key.
     """
 
     name: str
@@ -71,6 +74,7 @@ class RowsProjection(Generic[E]):
     events: tuple[EventName, ...]
     table: str
     row: Callable[[Received[E]], Mapping[str, Any]]
+    derived: DerivedName | None = None
 
 
 Projection = FoldProjection[Any, Any] | RowsProjection[Any]

@@ -15,7 +15,16 @@ import fastavro
 
 from kinguin_streams.schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Decoder, Encoder
 from kinguin_streams.schemas.dead_letters import from_ingress
-from kinguin_streams.schemas.events import EVENT_NAMES, DeadLetter, EventName, Record, RecordName, StoreName
+from kinguin_streams.schemas.events import (
+    EVENT_NAMES,
+    DeadLetter,
+    Derived,
+    DerivedName,
+    EventName,
+    Record,
+    RecordName,
+    StoreName,
+)
 from kinguin_streams.schemas.outgoing import CONTENT_TYPE, outgoing
 from kinguin_streams.schemas.topics import Topics, TopicSpec
 from kinguin_streams.schemas.versions import RECORD_NAMES, SchemaCatalogue, SchemaVersion, shipped
@@ -36,11 +45,15 @@ _TRACEPARENT_PATTERN: Final = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """A consumer group, and which records it reads. What it cannot process it sends to the dead-letter topic."""
+    """A consumer group, and which records it reads. What it cannot process it sends to the dead-letter topic.
+
+    derived: what it makes of them, in a topic of its own, if anything.
+    """
 
     name: str
     group_id: str
     records: tuple[RecordName, ...]
+    derived: DerivedName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +106,8 @@ def document(
 
 
 _DESCRIPTION: Final = """\
-Kinguin's webhooks as Avro records, one topic for each event, and a topic of dead letters.
+Kinguin's webhooks as Avro records, one topic for each event, and a topic of dead letters; and what the consumers make of them,
+the newest state of each order and product, in compacted topics.
 
 Values come in two wire formats, and one topic may hold both; a reader looks at the first byte of each value.
 
@@ -106,7 +120,8 @@ Keys are UTF-8 text in both. Record headers follow the CloudEvents 1.0 Kafka bin
 
 Each message here is one schema version ever written, and a topic may hold all of them: resolve the writer's schema, which the
 value names, to the newest one. Versions are FULL_TRANSITIVE compatible. Delivery is at least once and in no order across
-keys or retries: records with the same `eventId` are one delivery, and `updatedAt` decides which of two is newer.
+keys or retries: records with the same `eventId` are one delivery, and `updatedAt` decides which of two is newer. Of the states of a
+key the one with the greatest (`generation`, `revision`) counts; one without a value says that there is none any more.
 
 Topics have min(3, brokers) replicas. Examples are in Avro's JSON encoding, but for unions, whose values stand without their
 type's name: bytes are text in which each character is one byte.
@@ -143,6 +158,8 @@ def _channel(spec: TopicSpec, schemas: SchemaCatalogue) -> Json:
 
 
 def _kept(spec: TopicSpec) -> str:
+    if spec.compacted:
+        return "Compacted: the newest record of a key is kept for ever, one without a value for a day."
     return "Kept for ever." if spec.retention_ms < 0 else f"Kept for {spec.retention_ms // 86_400_000} days."
 
 
@@ -156,7 +173,8 @@ def _typed(key: str, value: str) -> object:
 def _operations(
     schemas: SchemaCatalogue, newest: Mapping[RecordName, int], readers: Sequence[Reader]
 ) -> Iterator[tuple[str, Json]]:
-    for record in RECORD_NAMES:
+    taken: tuple[RecordName, ...] = (*EVENT_NAMES, "dead-letter")
+    for record in taken:
         what = (
             f"The ingress keeps a webhook {record}" if record != "dead-letter" else "The ingress keeps what is no event"
         )
@@ -180,6 +198,15 @@ def _operations(
                 summary=f"`consume {reader.name}` keeps a record that it can never process.",
             ),
         )
+        if reader.derived is not None:
+            yield (
+                f"{reader.name}.{reader.derived}",
+                _operation(
+                    "send",
+                    schemas.get(reader.derived, newest[reader.derived]),
+                    summary=f"`consume {reader.name}` tells the newest state of a key.",
+                ),
+            )
 
 
 def _operation(action: str, *messages: SchemaVersion, summary: str, bindings: Json | None = None) -> Json:
@@ -235,6 +262,8 @@ def _headers(spec: TopicSpec, topics: Topics) -> Json:
     record, _ = _example(shipped().newest(spec.record))
     sent = _sent_headers(record, topics)
     dead = isinstance(record, DeadLetter)
+    if isinstance(record, Derived):
+        return _headers_of_state(sent)
     known: Json = {
         "ce_specversion": {"const": sent["ce_specversion"]},
         "ce_id": {
@@ -262,6 +291,25 @@ def _headers(spec: TopicSpec, topics: Topics) -> Json:
     return {
         "type": "object",
         "required": list(sent),
+        "properties": {name: {"type": "string"} | schema for name, schema in known.items()},
+    }
+
+
+def _headers_of_state(sent: Mapping[str, str]) -> Json:
+    known: Json = {
+        "ce_specversion": {"const": sent["ce_specversion"]},
+        "ce_id": {"description": "<key>@<generation>.<revision>."},
+        "ce_source": {"const": sent["ce_source"]},
+        "ce_type": {"const": sent["ce_type"]},
+        "ce_subject": {"description": "The record key."},
+        "ce_generation": {"pattern": "^[0-9]+$", "description": "The record's generation; a tombstone has one too."},
+        "ce_revision": {"pattern": "^[0-9]+$", "description": "The record's revision; a tombstone has one too."},
+        "ce_time": {"format": "date-time", "description": "updatedAt, if there is one."},
+        "content-type": {"const": sent["content-type"], "description": "Not of a tombstone."},
+    }
+    return {
+        "type": "object",
+        "required": [name for name in known if name not in ("ce_time", "content-type")],
         "properties": {name: {"type": "string"} | schema for name, schema in known.items()},
     }
 

@@ -13,7 +13,16 @@ from typing import Any, Protocol
 
 from kinguin_streams.schemas import binary
 from kinguin_streams.schemas.attributes import attribute_name
-from kinguin_streams.schemas.events import DeadLetter, OrderComplete, OrderStatus, ProductUpdate, Record, RecordName
+from kinguin_streams.schemas.events import (
+    DeadLetter,
+    OrderComplete,
+    OrderStateRecord,
+    OrderStatus,
+    ProductStateRecord,
+    ProductUpdate,
+    Record,
+    RecordName,
+)
 from kinguin_streams.schemas.versions import RECORD_NAMES, SchemaCatalogue, SchemaVersion, shipped
 
 SINGLE_OBJECT_MARKER = b"\xc3\x01"
@@ -171,5 +180,6 @@ def _undecodable(code: str, schema: SchemaVersion, detail: str) -> UndecodableRe
 
 
 _RECORDS: dict[RecordName, type[Record]] = {
-    record.record_name: record for record in (ProductUpdate, OrderStatus, OrderComplete, DeadLetter)
+    record.record_name: record
+    for record in (ProductUpdate, OrderStatus, OrderComplete, DeadLetter, OrderStateRecord, ProductStateRecord)
 }

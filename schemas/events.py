@@ -1,28 +1,44 @@
-"""The records of the event topics and of the dead-letter topic, as immutable Python values.
+"""The records of the event topics, of the dead-letter topic and of the derived topics, as immutable Python values.
 
 Their fields stand in `records.py`, which is made from the .avsc files; what a record means beyond its fields stands here.
 """
 
 from typing import ClassVar
 
-from kinguin_streams.schemas.names import EVENT_NAMES, STORE_NAME, EventId, EventName, RecordName, StoreName
+from kinguin_streams.schemas.names import (
+    DERIVED_NAMES,
+    EVENT_NAMES,
+    STORE_NAME,
+    DerivedName,
+    EventId,
+    EventName,
+    RecordName,
+    StoreName,
+)
 from kinguin_streams.schemas.records import (
     DeadLetterFields,
     OrderCompleteFields,
+    OrderStateFields,
     OrderStatusFields,
+    ProductStateFields,
     ProductUpdateFields,
 )
 
 __all__ = [
     "COMPLETED",
+    "DERIVED_NAMES",
     "EVENT_NAMES",
     "STORE_NAME",
     "DeadLetter",
+    "Derived",
+    "DerivedName",
     "Event",
     "EventId",
     "EventName",
     "OrderComplete",
+    "OrderStateRecord",
     "OrderStatus",
+    "ProductStateRecord",
     "ProductUpdate",
     "Record",
     "RecordName",
@@ -82,5 +98,28 @@ class DeadLetter(DeadLetterFields, frozen=True, kw_only=True):
         return self.dead_letter_id
 
 
+class OrderStateRecord(OrderStateFields, frozen=True, kw_only=True):
+    """What is known of an order. Made by `consumers/derived_records.py`."""
+
+    record_name: ClassVar[DerivedName] = "order.state"
+
+    @property
+    def key(self) -> str:
+        """The record key: `<store>:<orderId>`. A store's name has no colon, so the first one ends it."""
+        return f"{self.store}:{self.order_id}"
+
+
+class ProductStateRecord(ProductStateFields, frozen=True, kw_only=True):
+    """What is known of a product. Made by `consumers/derived_records.py`."""
+
+    record_name: ClassVar[DerivedName] = "product.state"
+
+    @property
+    def key(self) -> str:
+        """The record key: `<store>:<kinguinId>`."""
+        return f"{self.store}:{self.kinguin_id}"
+
+
 Event = ProductUpdate | OrderStatus | OrderComplete
-Record = Event | DeadLetter
+Derived = OrderStateRecord | ProductStateRecord
+Record = Event | DeadLetter | Derived

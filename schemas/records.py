@@ -118,3 +118,81 @@ class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True):
     """Its key."""
     source_timestamp_ms: int | None = None
     """Its timestamp."""
+
+
+class OrderStateFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of an order after all its webhooks so far. The greatest (generation, revision) of a key counts; a tombstone says that the order was forgotten."""
+
+    store: StoreName
+    """Name of the store whose webhook address was called."""
+    order_id: str
+    """Order id."""
+    generation: int
+    """Which make of the state this is; a rebuild that has gone live has the next one."""
+    revision: int
+    """Grows with every change of this order's state within a generation."""
+    received_at_ms: int
+    """When the ingress received the newest of the deliveries that the state keeps as evidence."""
+    order_external_id: str | None = None
+    """The shop's own id of the order, from the newest event that carried one."""
+    status: str | None = None
+    """The status that counts: of the fact with the greatest updatedAt. Null if no fact's updatedAt can be believed."""
+    updated_at_ms: int | None = None
+    """The sender's time of that fact."""
+    completed_at_ms: int | None = None
+    """When the order was first completed; it may have been refunded since."""
+    facts: tuple[tuple[int, str, str, int, int, int], ...] = ()
+    """The distinct facts by time, the one that counts last; at most 64."""
+    truncated: bool
+    """True if older facts, with what follows from them, were left out."""
+    transitions: tuple[tuple[int, str | None, str], ...] = ()
+    """The changes of status, by time."""
+    contradictions: tuple[tuple[str, int, str, int, str], ...] = ()
+    """Pairs of facts that contradict each other."""
+    set_aside: int
+    """Number of facts kept apart because their updatedAt cannot be believed."""
+    set_aside_truncated: bool
+    """True if there were more of them than are kept."""
+
+
+class ProductStateFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a product after all its webhooks so far. The greatest (generation, revision) of a key counts."""
+
+    store: StoreName
+    """Name of the store whose webhook address was called."""
+    kinguin_id: int
+    """Product id, a number."""
+    generation: int
+    """Which make of the state this is; a rebuild that has gone live has the next one."""
+    revision: int
+    """Grows with every delivery that concerns this product within a generation."""
+    received_at_ms: int
+    """When the ingress received the newest of the product's changes."""
+    updated_at_ms: int | None = None
+    """The sender's time of the last change. Null if no change's updatedAt can be believed."""
+    last_event_id: str | None = None
+    """Event id of the last change: of equal times, the greatest id."""
+    changes: int
+    """Number of distinct changes."""
+    set_aside: int
+    """Number of changes that count for nothing else, because their updatedAt cannot be believed."""
+    product_id: str | None = None
+    """Newest known value. Another product id, a string."""
+    product_id_as_of_ms: int | None = None
+    """The sender's time of the newest change that carried productId."""
+    qty: int | None = None
+    """Newest known value. Total quantity from the cheapest offers; not the total stock."""
+    qty_as_of_ms: int | None = None
+    """The sender's time of the newest change that carried qty."""
+    text_qty: int | None = None
+    """Newest known value. Quantity of keys that are text."""
+    text_qty_as_of_ms: int | None = None
+    """The sender's time of the newest change that carried textQty."""
+    price: Decimal | None = None
+    """Newest known value. Price in EUR; the sender has not sent it since 2024-05."""
+    price_as_of_ms: int | None = None
+    """The sender's time of the newest change that carried price."""
+    cheapest_offer_ids: tuple[str, ...] | None = None
+    """Newest known value. Ids of the cheapest offers."""
+    cheapest_offer_id_as_of_ms: int | None = None
+    """The sender's time of the newest change that carried cheapestOfferId."""

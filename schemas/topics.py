@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
-from kinguin_streams.schemas.events import RecordName
+from kinguin_streams.schemas.events import DERIVED_NAMES, RecordName
 
 DAY_MS = 86_400_000
 UNLIMITED_MS = -1
 
 # A body of 64 KiB is in the record twice at worst, as `raw` and as the fields read from it; headers come on top.
 MAX_RECORD_BYTES = 262_144
+# An order's 64 facts, transitions and contradictions, each status and the id of 1 KiB: 350 KB at worst.
+MAX_STATE_BYTES = 524_288
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +22,16 @@ class TopicSpec:
     key: str
     partitions: int
     retention_ms: int
+    compacted: bool = False
+    """Kafka keeps the newest record of each key, and a tombstone for a day."""
 
     @property
     def config(self) -> dict[str, str]:
         """The topic's configuration, in Kafka's own keys and values."""
         return {
-            "cleanup.policy": "delete",
+            "cleanup.policy": "compact" if self.compacted else "delete",
             "retention.ms": str(self.retention_ms),
-            "max.message.bytes": str(MAX_RECORD_BYTES),
+            "max.message.bytes": str(MAX_STATE_BYTES if self.compacted else MAX_RECORD_BYTES),
             "message.timestamp.type": "CreateTime",  # the record's time is when we received the webhook
             "unclean.leader.election.enable": "false",
         }
@@ -38,6 +42,11 @@ class Topics:
     """The topics under one prefix."""
 
     specs: tuple[TopicSpec, ...]
+
+    @property
+    def of_ingress(self) -> "Topics":
+        """The topics that the ingress writes: of events and dead letters. The derived ones are the consumers'."""
+        return Topics(tuple(spec for spec in self.specs if spec.record not in DERIVED_NAMES))
 
     def name(self, record: RecordName) -> str:
         """Return the topic that takes records of this name."""
@@ -59,7 +68,12 @@ def topics(prefix: str = "kinguin", partitions: int = 6) -> Topics:
 
     def spec(record: RecordName, key: str, retention_ms: int) -> TopicSpec:
         return TopicSpec(
-            record=record, name=f"{prefix}.{record}", key=key, partitions=partitions, retention_ms=retention_ms
+            record=record,
+            name=f"{prefix}.{record}",
+            key=key,
+            partitions=partitions,
+            retention_ms=retention_ms,
+            compacted=record in DERIVED_NAMES,
         )
 
     return Topics(
@@ -68,5 +82,7 @@ def topics(prefix: str = "kinguin", partitions: int = 6) -> Topics:
             spec("order.status", "orderId", UNLIMITED_MS),
             spec("order.complete", "orderId", UNLIMITED_MS),
             spec("dead-letter", "deadLetterId", UNLIMITED_MS),
+            spec("order.state", "<store>:<orderId>", UNLIMITED_MS),
+            spec("product.state", "<store>:<kinguinId>", UNLIMITED_MS),
         )
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kinguin_streams.schemas.versions import RECORD_NAMES
 from tests.commands import run
 from tests.conftest import free_port
 
@@ -24,8 +25,7 @@ def test_plan_says_what_apply_would_do_and_changes_nothing_and_after_apply_there
         planned = run(environment, "topics", "plan", "--json")
         assert planned.returncode == 1
         assert {step["topic"]: step["action"] for step in json.loads(planned.stdout)["steps"]} == {
-            f"{topic_prefix}.{record}": "create"
-            for record in ("product.update", "order.status", "order.complete", "dead-letter")
+            f"{topic_prefix}.{record}": "create" for record in RECORD_NAMES
         }
 
     assert run(environment, "topics", "apply").returncode == 0

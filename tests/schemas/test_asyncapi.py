@@ -21,8 +21,15 @@ from kinguin_streams.schemas.versions import RECORD_NAMES, SchemaVersion, shippe
 EXAMPLES = Path(__file__).parents[2] / "schemas" / "examples"
 TOPICS = topics("shop", partitions=3)
 READERS = [
-    Reader(name="order-state", group_id="mine.order-state", records=("order.status", "order.complete")),
-    Reader(name="product-changes", group_id="mine.product-changes", records=("product.update",)),
+    Reader(
+        name="order-state",
+        group_id="mine.order-state",
+        records=("order.status", "order.complete"),
+        derived="order.state",
+    ),
+    Reader(
+        name="product-changes", group_id="mine.product-changes", records=("product.update",), derived="product.state"
+    ),
 ]
 DOCUMENT = document(version="1.2.3", topics=TOPICS, readers=READERS)
 MESSAGES = DOCUMENT["components"]["messages"]
@@ -103,7 +110,9 @@ def test_an_example_is_what_the_golden_bytes_say(schema: SchemaVersion) -> None:
         for file in (EXAMPLES / schema.record).glob(f"{schema.version}/*.avro")
     ]
     assert body.getvalue() in golden or schema.record == "dead-letter"
-    assert example["headers"]["ce_id"] == example["payload"].get("eventId", example["payload"].get("deadLetterId"))
+    sent = example["payload"]
+    of_state = f"{{ce_subject}}@{sent.get('generation')}.{sent.get('revision')}".format_map(example["headers"])
+    assert example["headers"]["ce_id"] == sent.get("eventId", sent.get("deadLetterId", of_state))
 
 
 def _plain(avro: Any) -> Any:
@@ -158,9 +167,11 @@ def test_the_ingress_sends_the_version_that_is_written_and_readers_take_them_all
 def test_every_operation_is_of_a_channel_and_of_messages_that_are_there() -> None:
     operations = DOCUMENT["operations"]
     assert {name for name, each in operations.items() if each["action"] == "send"} == {
-        *(f"ingress.{record}" for record in RECORD_NAMES),
+        *(f"ingress.{record}" for record in (*EVENT_NAMES, "dead-letter")),
         "order-state.dead-letter",
+        "order-state.order.state",
         "product-changes.dead-letter",
+        "product-changes.product.state",
     }
     assert {resolved(each["channel"])["title"] for each in operations.values() if each["action"] == "receive"} == set(
         EVENT_NAMES

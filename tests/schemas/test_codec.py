@@ -25,7 +25,9 @@ from kinguin_streams.schemas.events import (
     DeadLetter,
     EventId,
     OrderComplete,
+    OrderStateRecord,
     OrderStatus,
+    ProductStateRecord,
     ProductUpdate,
     Record,
     RecordName,
@@ -111,6 +113,8 @@ envelopes: dict[str, Any] = {
     "raw": st.binary(max_size=200),
 }
 orders = {**envelopes, "order_id": texts, "order_external_id": st.none() | texts}
+ints = st.integers(-(2**31), 2**31 - 1)
+states = {"store": envelopes["store"], "generation": ints, "revision": longs, "received_at_ms": instants}
 prices = st.decimals("-999999999999.999999", "999999999999.999999", places=6, allow_nan=False, allow_infinity=False)
 records: dict[RecordName, st.SearchStrategy[Record]] = {
     "product.update": st.builds(
@@ -145,6 +149,40 @@ records: dict[RecordName, st.SearchStrategy[Record]] = {
         source_offset=st.none() | longs,
         source_key=st.none() | st.binary(max_size=20),
         source_timestamp_ms=st.none() | instants,
+    ),
+    "order.state": st.builds(
+        OrderStateRecord,
+        **states,
+        order_id=texts,
+        order_external_id=st.none() | texts,
+        status=st.none() | texts,
+        updated_at_ms=st.none() | instants,
+        completed_at_ms=st.none() | instants,
+        facts=st.lists(st.tuples(instants, texts, texts, ints, longs, instants), max_size=3).map(tuple),
+        truncated=st.booleans(),
+        transitions=st.lists(st.tuples(instants, st.none() | texts, texts), max_size=3).map(tuple),
+        contradictions=st.lists(st.tuples(texts, instants, texts, instants, texts), max_size=3).map(tuple),
+        set_aside=ints,
+        set_aside_truncated=st.booleans(),
+    ),
+    "product.state": st.builds(
+        ProductStateRecord,
+        **states,
+        kinguin_id=longs,
+        updated_at_ms=st.none() | instants,
+        last_event_id=st.none() | texts,
+        changes=longs,
+        set_aside=longs,
+        product_id=st.none() | texts,
+        product_id_as_of_ms=st.none() | instants,
+        qty=st.none() | longs,
+        qty_as_of_ms=st.none() | instants,
+        text_qty=st.none() | longs,
+        text_qty_as_of_ms=st.none() | instants,
+        price=st.none() | prices,
+        price_as_of_ms=st.none() | instants,
+        cheapest_offer_ids=st.none() | st.lists(texts, max_size=5).map(tuple),
+        cheapest_offer_id_as_of_ms=st.none() | instants,
     ),
 }
 

@@ -16,7 +16,9 @@ from kinguin_streams.schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Decoder, E
 from kinguin_streams.schemas.events import (
     DeadLetter,
     OrderComplete,
+    OrderStateRecord,
     OrderStatus,
+    ProductStateRecord,
     ProductUpdate,
     Record,
     RecordName,
@@ -24,7 +26,14 @@ from kinguin_streams.schemas.events import (
 )
 from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
 
-CLASSES: tuple[type[Record], ...] = (ProductUpdate, OrderStatus, OrderComplete, DeadLetter)
+CLASSES: tuple[type[Record], ...] = (
+    ProductUpdate,
+    OrderStatus,
+    OrderComplete,
+    DeadLetter,
+    OrderStateRecord,
+    ProductStateRecord,
+)
 AVRO_NAMES = {"cheapest_offer_ids": "cheapestOfferId"}
 """Names that are not the class's own in camel case. The sender names a list of ids in the singular."""
 
@@ -51,7 +60,8 @@ def test_times_and_only_times_say_their_unit(record_class: type[Record]) -> None
         name
         for version in _avro_fields(record_class)
         for name, field in version.items()
-        if "timestamp-millis" in json.dumps(field["type"])
+        # Not those within an array's items, which have no names in Python.
+        if "timestamp-millis" in json.dumps(field["type"]) and "items" not in json.dumps(field["type"])
     }
     assert {_avro_name(field) for field in _hints(record_class) if field.endswith("_ms")} == times
 
@@ -101,7 +111,7 @@ def test_an_event_cannot_be_changed(record_class: type[Record]) -> None:
 
 
 def test_keys_are_what_orders_a_partition() -> None:
-    product, status, complete, dead = (_sample(cls) for cls in CLASSES)
+    product, status, complete, dead, order_state, product_state = (_sample(cls) for cls in CLASSES)
     assert isinstance(product, ProductUpdate)
     assert isinstance(status, OrderStatus)
     assert isinstance(complete, OrderComplete)
@@ -109,6 +119,10 @@ def test_keys_are_what_orders_a_partition() -> None:
     assert product.key == str(product.kinguin_id)
     assert (status.key, complete.key, dead.key) == (status.order_id, complete.order_id, dead.dead_letter_id)
     assert complete.status == "completed"
+    assert isinstance(order_state, OrderStateRecord)
+    assert isinstance(product_state, ProductStateRecord)
+    assert order_state.key == "the store:the order_id"
+    assert product_state.key == f"the store:{product_state.kinguin_id}"
 
 
 def _hints(record_class: type[Record]) -> dict[str, Any]:
@@ -139,8 +153,9 @@ def _python_type(kind: Any) -> tuple[str, bool]:
             return "int", False
         case {"type": "array", "items": inner}:
             return f"tuple[{_python_type(inner)[0]}, ...]", False
-        case {"type": "record", "name": "Header"}:
-            return "tuple[str, bytes | None]", False
+        case {"type": "record", "fields": fields}:
+            parts = [_python_type(field["type"]) for field in fields]
+            return f"tuple[{', '.join(name + ' | None' * optional for name, optional in parts)}]", False
         case str():
             return {"string": "str", "long": "int", "int": "int", "bytes": "bytes", "boolean": "bool"}[kind], False
     raise AssertionError(f"no Python type for {kind}")
@@ -173,4 +188,7 @@ def _value(kind: str, name: str, number: int) -> Any:
         "Decimal": Decimal("1.250000"),
         "tuple[str, ...]": ("a", "b"),
         "tuple[tuple[str, bytes | None], ...]": (("a", b"b"), ("c", None)),
+        "tuple[tuple[int, str, str, int, int, int], ...]": ((1, "a", "t", 2, 3, 4),),
+        "tuple[tuple[int, str | None, str], ...]": ((1, None, "a"), (2, "a", "b")),
+        "tuple[tuple[str, int, str, int, str], ...]": (("a", 1, "b", 2, "c"),),
     }[kind]
