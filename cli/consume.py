@@ -60,13 +60,15 @@ def consume(
             effect = HandlerEffect(consumer, settings.consumer, max_poll_interval_s=float(limit_ms) / 1000)
             _run(_loop(effect, settings, publisher))
             return
+        from kinguin_streams.consumers import relay
         from kinguin_streams.consumers.effect import StateEffect
         from kinguin_streams.consumers.store import StateStore
 
         # After the publisher: where nobody has said where Kafka is, no database is left behind.
         store = StateStore(settings.state, consumer)
         try:
-            _run(_loop(StateEffect(consumer, store), settings, publisher))
+            with relay.running(wiring.relay(settings, consumer, publisher)):
+                _run(_loop(StateEffect(consumer, store), settings, publisher))
         finally:
             store.close()
 

@@ -12,6 +12,7 @@ from kinguin_streams.cli import output
 from kinguin_streams.cli.durations import parse_duration_s
 
 if TYPE_CHECKING:
+    from kinguin_streams.consumers.derived import Difference
     from kinguin_streams.consumers.order_state import Fact, OrderView
     from kinguin_streams.consumers.product_changes import Change
     from kinguin_streams.consumers.reader import ProductView
@@ -22,11 +23,13 @@ app = typer.Typer(
     no_args_is_help=True,
     help=(
         "Read the state that `kinguin-streams consume` keeps, at any time, also while consumers run.\n\n"
-        "Times are the sender's updatedAt, in UTC. The database is KINGUIN_STATE__URL; no Kafka is needed."
+        "Times are the sender's updatedAt, in UTC. The database is KINGUIN_STATE__URL; only `verify` needs Kafka."
     ),
 )
 show = typer.Typer(no_args_is_help=True, help="Show one order or product, with the evidence for what is said.")
 app.add_typer(show, name="show")
+forget = typer.Typer(no_args_is_help=True, help="Delete the state of an order, in the database and in its topic.")
+app.add_typer(forget, name="forget")
 
 
 class What(StrEnum):
@@ -201,6 +204,86 @@ def show_product(
 
 
 @app.command()
+def verify(
+    derived: Annotated[
+        bool, typer.Option("--derived", help="compare the topics order.state and product.state with the database")
+    ] = False,
+    as_json: AsJson = False,
+    state_url: StateUrl = None,
+) -> None:
+    """Say whether the derived topics tell what the database holds; also while consumers run.
+
+    Exits 1 if anything differs. What is still in the outbox is on its way, and counts as waiting.
+    Differences: missing (the topic does not have the key), older, newer (another revision than the database's), other (the
+    same revision, another content), left_over (the database does not have the key).
+    """
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cli.settings import load
+    from kinguin_streams.cluster.connection import consumer_config
+    from kinguin_streams.cluster.topic_reader import TopicReader
+    from kinguin_streams.consumers import derived as derived_topics
+    from kinguin_streams.consumers.samples import SAMPLES
+    from kinguin_streams.telemetry.logs import configure
+
+    if not derived:
+        raise typer.BadParameter("say what to verify: --derived")
+    settings = load(state={"url": state_url})
+    configure(settings.log.level, settings.log.format)
+    name = "kinguin-streams-verify"
+    reader = TopicReader(consumer_config(wiring.kafka(settings), group_id=name, client_id=name))
+    topics, decoder = wiring.topics(settings), wiring.decoder(settings)
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for projection in SAMPLES:
+            if projection.derived is not None:
+                topic = topics.name(projection.derived)
+                compared = derived_topics.verify(projection, settings.state, reader, topic, decoder)
+                found[topic] = {
+                    "keys": compared.keys,
+                    "waiting": compared.waiting,
+                    "differences": [_difference(each) for each in compared.differences],
+                }
+    finally:
+        reader.close()
+    if as_json:
+        output.result_json(found)
+    for topic, said in found.items():
+        if not as_json and said["differences"]:
+            output.result(topic)
+            output.result_table(["key", "difference", "topic", "database"], said["differences"])
+        output.talk(
+            f"{topic}: {said['keys']} keys, {said['waiting']} waiting to be told, {len(said['differences'])} differ"
+        )
+    if any(said["differences"] for said in found.values()):
+        raise typer.Exit(1)
+
+
+@forget.command("order")
+def forget_order(
+    order_id: Annotated[str, typer.Argument(help="orderId, as Kinguin sent it")],
+    store: Store = "default",
+    state_url: StateUrl = None,
+) -> None:
+    """Delete an order's state, and have `consume order-state` tell the topic order.state that it is gone.
+
+    Its events stay in their topics: one that comes later, or a state made anew, knows the order again. Exits 1 if there is
+    no such order.
+    """
+    from kinguin_streams.cli.settings import load
+    from kinguin_streams.consumers.forgetting import forget_state
+    from kinguin_streams.consumers.order_state import ORDER_STATE
+    from kinguin_streams.consumers.projection import StateKey
+    from kinguin_streams.telemetry.logs import configure
+
+    settings = load(state={"url": state_url})
+    configure(settings.log.level, settings.log.format)
+    if not forget_state(settings.state, ORDER_STATE, StateKey(store, order_id)):
+        output.talk(f"No event of order {order_id} of store {store} has taken effect.")
+        raise typer.Exit(1)
+    output.talk(f"Order {order_id} of store {store} is forgotten; its events stay in their topics.")
+
+
+@app.command()
 def migrate(state_url: StateUrl = None) -> None:
     """Bring the database's tables to this version. Stop the consumers and copy the database first.
 
@@ -237,6 +320,15 @@ def _duration(length_ms: int) -> str:
     minutes = length_ms // 60_000
     days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
     return f"{days}d {hours}h" if days else f"{hours}h {minutes}m"
+
+
+def _difference(found: "Difference") -> dict[str, Any]:
+    return {
+        "key": found.key,
+        "difference": found.code,
+        "topic": found.in_topic and "{}.{}".format(*found.in_topic),
+        "database": found.in_database and "{}.{}".format(*found.in_database),
+    }
 
 
 def _time(instant_ms: int | None) -> str | None:

@@ -10,6 +10,8 @@ from kinguin_streams.schemas.topics import topics as declared_topics
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.cluster.publisher import KafkaPublisher
+    from kinguin_streams.consumers.projection import Projection
+    from kinguin_streams.consumers.relay import Relay
     from kinguin_streams.schemas.codec import Decoder, Encoder, RecordEncoder, SchemaIds
 
 
@@ -81,3 +83,18 @@ def publisher(settings: "Settings", client_id: str) -> "KafkaPublisher":
         queue_records=settings.ingress.queue_records,
     )
     return KafkaPublisher(config, ack_wait_s=settings.ingress.ack_wait_s)
+
+
+def relay(settings: "Settings", projection: "Projection", publisher: "KafkaPublisher") -> "Relay | None":
+    """Return the relay to a projection's derived topic, or None if there is to be none. Its tables must be there."""
+    from kinguin_streams.consumers.relay import Relay
+
+    if projection.derived is None or not settings.consumer.derived:
+        return None
+    return Relay(
+        projection,
+        state=settings.state,
+        topics=topics(settings),
+        encoder=dead_letter_encoder(settings),
+        sender=publisher,
+    )

@@ -39,6 +39,11 @@ class ConsumerSettings(BaseModel):
     batch_wait_s: float = Field(
         default=0.2, gt=0, le=10, description="longest wait for a batch to fill up; the delay of a quiet topic"
     )
+    derived: bool = Field(
+        default=True,
+        description="whether `consume` tells the newest states in the topics order.state and product.state; if not, what "
+        "is to be told waits in the database",
+    )
     kafka_wait_s: float = Field(
         default=15.0, gt=0, description="how long to wait for the cluster to say who it is, at the start"
     )

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import database, tables
+from kinguin_streams.consumers.outbox import OutboxWriter
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import NEW_DATABASE_HINT, cluster_changed, topic_replaced
@@ -88,12 +89,13 @@ class StateStore:
             self._engine.dispose()
             raise
         dialect = self._engine.dialect.name
+        outbox = None if projection.derived is None else OutboxWriter(projection.name, self._generation, dialect)
         self._writer: _FoldWriter | _RowsWriter
         if isinstance(projection, FoldProjection):
             kind = _LockingFoldWriter if dialect == "postgresql" else _FoldWriter
-            self._writer = kind(projection, self._generation)
+            self._writer = kind(projection, self._generation, outbox)
         else:
-            self._writer = _RowsWriter(projection, self._generation, dialect)
+            self._writer = _RowsWriter(projection, self._generation, dialect, outbox)
 
     @property
     def engine(self) -> Engine:
@@ -165,7 +167,8 @@ class _FoldWriter:
     For SQLite: BEGIN IMMEDIATE has shut out every other writer, so the rows need no lock of their own.
     """
 
-    def __init__(self, projection: FoldProjection[Any, Any], generation: int) -> None:
+    def __init__(self, projection: FoldProjection[Any, Any], generation: int, outbox: OutboxWriter | None) -> None:
+        self._outbox = outbox
         self._key = projection.key
         self._fold = projection.fold
         self._scope = {"projection": projection.name, "generation": generation}
@@ -173,7 +176,7 @@ class _FoldWriter:
         self._encode = msgspec.json.Encoder().encode
         table = tables.projection_state
         self._select = select(table.c.id, table.c.state).where(
-            table.c.projection == projection.name, table.c.generation == generation
+            table.c.projection == projection.name, table.c.generation == generation, table.c.state != tables.NONE_YET
         )
         upsert = sqlite.insert(table)
         self._upsert = upsert.on_conflict_do_update(
@@ -196,6 +199,8 @@ class _FoldWriter:
                 changed.append((key, self._encode(state).decode()))
         if changed:
             self._save(connection, changed)
+            if self._outbox is not None:
+                self._outbox.queue(connection, [key for key, _ in changed])
 
     def _load(self, connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Any]:
         table = tables.projection_state
@@ -222,8 +227,8 @@ class _LockingFoldWriter(_FoldWriter):
     other's state with one that does not know of it. Always in the order of the keys, so that nobody waits in a circle.
     """
 
-    def __init__(self, projection: FoldProjection[Any, Any], generation: int) -> None:
-        super().__init__(projection, generation)
+    def __init__(self, projection: FoldProjection[Any, Any], generation: int, outbox: OutboxWriter | None) -> None:
+        super().__init__(projection, generation, outbox)
         table = tables.projection_state
         keys = (
             func.unnest(
@@ -292,9 +297,16 @@ class _LockingFoldWriter(_FoldWriter):
 
 
 class _RowsWriter:
-    """Writes a row for each event. Of several deliveries of one event the smallest position is kept."""
+    """Writes a row for each event. Of several deliveries of one event the smallest position is kept.
 
-    def __init__(self, projection: RowsProjection[Any], generation: int, dialect: str) -> None:
+    Every key of a batch is queued in the outbox, also where all its events were there already: telling a state again
+    costs less than finding out.
+    """
+
+    def __init__(
+        self, projection: RowsProjection[Any], generation: int, dialect: str, outbox: OutboxWriter | None
+    ) -> None:
+        self._outbox = outbox
         self._row = projection.row
         self._generation = generation
         self._table = tables.metadata.tables[projection.table]
@@ -306,6 +318,9 @@ class _RowsWriter:
             key_columns = [column.name for column in self._table.primary_key]
             rows.sort(key=lambda row: [row[column] for column in key_columns])
             connection.execute(self._upsert, rows)
+            if self._outbox is not None:
+                keys = {StateKey(received.event.store, received.event.key) for received in batch}
+                self._outbox.count_and_queue(connection, sorted(keys))
 
 
 def _keep_smallest_position(table: Table, dialect: str) -> Any:

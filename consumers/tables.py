@@ -9,14 +9,15 @@ from typing import Final
 from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table
 from sqlalchemy import Text as AnyText
 
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
 """The schema versions there have been, oldest first; the last one is what this code reads and writes."""
 
 # In the order of code points, which is Python's and SQLite's too: readers and locks go by it.
 Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")
 
 NONE_YET: Final = ""
-"""The state of a key whose row has been made only to be locked; no JSON is empty."""
+"""The state of a key whose row is there only to be locked, or to count revisions: of an order that was forgotten, and of
+a product, whose state is its rows. No JSON is empty."""
 
 metadata = MetaData()
 
@@ -56,6 +57,18 @@ projection_state = Table(
     # JSON as text: U+0000 is escaped in it, which PostgreSQL's text would otherwise refuse.
     Column("state", Text, nullable=False),
     # Grows by one with every write.
+    Column("revision", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+projection_outbox = Table(
+    "projection_outbox",
+    metadata,
+    Column("projection", Text, primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("store", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    # Of the state that the derived topic has not confirmed yet; the newest wins.
     Column("revision", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )

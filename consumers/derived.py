@@ -1,0 +1,144 @@
+"""A derived topic read back, and compared with the database that it was told from."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+import msgspec
+from confluent_kafka import Message
+
+from kinguin_streams.cluster.topic_reader import TopicReader
+from kinguin_streams.consumers import database, outbox
+from kinguin_streams.consumers.derived_states import every_state, live_generation
+from kinguin_streams.consumers.projection import Projection
+from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.schemas.codec import Decoder
+from kinguin_streams.schemas.events import Derived
+from kinguin_streams.schemas.outgoing import GENERATION_HEADER, REVISION_HEADER
+
+ALL_KEYS = 2**31
+
+
+class Told(NamedTuple):
+    """What a derived topic says of a key. record None: it was forgotten."""
+
+    generation: int
+    revision: int
+    record: Derived | None
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """Topic and database do not agree on a key, though nothing of it is on its way.
+
+    missing: the topic does not tell it. older: the topic tells an earlier revision. newer: the topic tells a revision
+    that the database has not come to. other: the same revision, another content. left_over: the database has no such key.
+    """
+
+    key: str
+    code: Literal["missing", "older", "newer", "other", "left_over"]
+    in_topic: tuple[int, int] | None
+    """(generation, revision)"""
+    in_database: tuple[int, int] | None
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """keys: in the database. waiting: of them, or forgotten ones, still in the outbox, so that nothing was compared."""
+
+    keys: int
+    waiting: int
+    differences: tuple[Difference, ...]
+
+
+def newest(messages: Iterable[Message], decoder: Decoder) -> dict[str, Told]:
+    """Return the greatest (generation, revision) of each key, tombstones included.
+
+    Raises what Decoder.decode raises, and ValueError for a record that is no state.
+    """
+    found: dict[str, Told] = {}
+    for message in messages:
+        key = (message.key() or b"").decode()
+        told = _told(message, decoder)
+        if key not in found or told[:2] > found[key][:2]:
+            found[key] = told
+    return found
+
+
+def read_derived(reader: TopicReader, topic: str, decoder: Decoder) -> dict[str, Derived]:
+    """Return the record of each key that the topic now has: the table that it stands for. Raises as `newest` does."""
+    told = newest(reader.read({}, reader.end_offsets([topic])), decoder)
+    return {key: each.record for key, each in told.items() if each.record is not None}
+
+
+def compare(states: Mapping[str, Derived], waiting: frozenset[str], told: Mapping[str, Told]) -> tuple[Difference, ...]:
+    """Return what differs, by key. states: the database's; waiting: keys of the outbox; told: the topic's."""
+    differences: list[Difference] = []
+    for key in sorted((states.keys() | told.keys()) - waiting):
+        state, topics = states.get(key), told.get(key)
+        at_state = None if state is None else (state.generation, state.revision)
+        at_topic = None if topics is None else topics[:2]
+        if state is None or at_state is None:
+            if topics is not None and topics.record is not None:
+                differences.append(Difference(key, "left_over", at_topic, None))
+        elif topics is None or at_topic is None:
+            differences.append(Difference(key, "missing", None, at_state))
+        elif at_topic < at_state:
+            differences.append(Difference(key, "older", at_topic, at_state))
+        elif at_topic > at_state:
+            differences.append(Difference(key, "newer", at_topic, at_state))
+        elif topics.record != state:
+            differences.append(Difference(key, "other", at_topic, at_state))
+    return tuple(differences)
+
+
+def verify(
+    projection: Projection, settings: StateSettings, reader: TopicReader, topic: str, decoder: Decoder
+) -> Comparison:
+    """Compare the topic with the database, also while consumers write both.
+
+    The database is read first: what it has told by then is in the topic. What the topic tells beyond that is compared with
+    the database once more. Raises OperatorError as database.open_for_reading and TopicReader do, and as `newest`.
+    """
+    states, waiting = _database(projection, settings)
+    told = newest(reader.read({}, reader.end_offsets([topic])), decoder)
+    differences = compare(states, waiting, told)
+    if any(difference.code in ("newer", "left_over") for difference in differences):
+        later, still_waiting = _database(projection, settings)
+        moved_on = {key for key in later if key not in states or later[key].revision != states[key].revision}
+        moved_on |= states.keys() - later.keys() | still_waiting
+        differences = tuple(difference for difference in differences if difference.key not in moved_on)
+    return Comparison(keys=len(states), waiting=len(waiting), differences=differences)
+
+
+def _database(projection: Projection, settings: StateSettings) -> tuple[dict[str, Derived], frozenset[str]]:
+    engine = database.open_for_reading(settings)
+    try:
+        with database.explained(settings), engine.connect() as connection:
+            generation = live_generation(connection, projection.name)
+            if generation is None:
+                return {}, frozenset()
+            queued = outbox.peek(connection, projection.name, generation, ALL_KEYS)
+            states = {_text(key): state for key, state in every_state(connection, projection, generation)}
+    finally:
+        engine.dispose()
+    return states, frozenset(_text(row.key) for row in queued)
+
+
+def _text(key: tuple[str, str]) -> str:
+    return f"{key[0]}:{key[1]}"
+
+
+def _told(message: Message, decoder: Decoder) -> Told:
+    value = message.value()
+    if value is None:
+        headers = dict(message.headers() or ())
+        try:
+            return Told(int(headers[GENERATION_HEADER] or b""), int(headers[REVISION_HEADER] or b""), None)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{_where(message)}: a tombstone that does not say its generation and revision") from error
+    record = decoder.decode(value)
+    if not isinstance(record, Derived):
+        raise ValueError(f"{_where(message)}: a {record.record_name} is no state")
+    return Told(record.generation, record.revision, record)
+
+
+def _where(message: Message) -> str:
+    return f"{message.topic()}/{message.partition()}/{message.offset()}"
