@@ -1,5 +1,6 @@
 """Topics as declared against topics as they are: a plan, and its execution. Never deletes, never shrinks."""
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from kinguin_streams.schemas.topics import Topics, TopicSpec
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 REQUEST_TIMEOUT_S = 15.0
+LOOK_AGAIN_FOR_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +181,10 @@ class TopicAdmin:
         }
 
     def apply(self, steps: tuple[Step, ...]) -> None:
-        """Execute a plan; a topic that someone else made in the meantime is no error. Raises OperatorError("topic_refused")."""
+        """Execute a plan; a topic that someone else made in the meantime is no error. Raises OperatorError("topic_refused").
+
+        Returns once the brokers tell of the new topics: one that is busy does so a moment after it has made them.
+        """
         for step in steps:
             try:
                 self._run(step)
@@ -190,6 +195,19 @@ class TopicAdmin:
                         f"The cluster refused to {step.action} {step.topic}: {error.args[0].str()}",
                         "Check the rights of this user, and the broker's limits on topics and configuration.",
                     ) from error
+
+        self._look_for({step.topic for step in steps if step.action == "create"})
+
+    def _look_for(self, names: set[str]) -> None:
+        """Return once these topics are known, or after a while: whoever uses them then says what is missing."""
+        deadline_s = time.monotonic() + LOOK_AGAIN_FOR_S
+        while names and time.monotonic() < deadline_s:
+            try:
+                names -= self._client.list_topics(timeout=REQUEST_TIMEOUT_S).topics.keys()
+            except KafkaException as error:
+                raise unreachable(error) from error
+            if names:
+                time.sleep(0.05)
 
     def _run(self, step: Step) -> None:
         futures: Mapping[Any, Future[Any]] = {}
