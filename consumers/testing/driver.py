@@ -389,7 +389,7 @@ class ProjectionDriver(Generic[S]):
                     decoded = self._decoder.decode(record.value())
                 except (UndecodableRecord, UnknownSchema):
                     continue
-                if isinstance(decoded, DeadLetter) or self.topics.name(decoded.record_name) != topic:
+                if not isinstance(decoded, Event) or self.topics.name(decoded.record_name) != topic:
                     continue
                 received = Received(decoded, topic, record.partition(), record.offset(), record.timestamp()[1])
                 known = first.setdefault(decoded.event_id, received)
