@@ -110,11 +110,21 @@ class HandlerEffect:
         _identity: tuple[str, Mapping[str, str]],
         sources: Mapping[TopicPart, PartitionSource],
     ) -> dict[TopicPart, int]:
-        """Return what the group has committed. Of a topic that was deleted, Kafka has forgotten that too."""
+        """Return what the group has committed. Raises OperatorError("topic_replaced") if that is of another topic."""
         committed = client.committed([TopicPartition(*part) for part in sources], timeout=self._settings.kafka_wait_s)
         for each in committed:
             if each.error is not None:
                 raise KafkaException(each.error)
+            now = sources[TopicPart(each.topic, each.partition)].topic_id
+            # The loop commits it with the topic's id; whoever moves the group with Kafka's own tools leaves it empty.
+            if each.offset >= 0 and each.metadata and each.metadata != now:
+                raise OperatorError(
+                    "topic_replaced",
+                    f"The topic {each.topic} was deleted and made anew: {self.name} has handled records of its "
+                    f"predecessor up to offset {each.offset} ({each.metadata}; now {now}).",
+                    "To handle what the new one holds from its beginning: kafka-consumer-groups --reset-offsets "
+                    f"--group {self._settings.group_id(self.name)} --topic {each.topic} --to-earliest --execute",
+                )
         return {TopicPart(each.topic, each.partition): each.offset for each in committed if each.offset >= 0}
 
     def forget(self, parts: Iterable[TopicPart]) -> None:

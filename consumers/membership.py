@@ -136,15 +136,19 @@ class Membership:
         """Tell Kafka how far it came, without waiting for its answer."""
         if not self._uncommitted:
             return
-        offsets = [TopicPartition(*part, next_offset) for part, next_offset in self._uncommitted.items()]
+        offsets = [self._offset(part, next_offset) for part, next_offset in self._uncommitted.items()]
         self._uncommitted.clear()
         try:
             self.client.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             self._log.debug("offsets_not_committed", error=str(error))
 
+    def _offset(self, part: TopicPart, next_offset: int) -> TopicPartition:
+        """Return it with the topic's id: names alone do not tell a topic from its successor."""
+        return TopicPartition(*part, next_offset, metadata=self.sources[part].topic_id)
+
     def _commit_and_wait(self, client: ConsumerClient, parts: Iterable[TopicPart]) -> None:
-        offsets = [TopicPartition(*part, self._moved[part]) for part in parts if part in self._moved]
+        offsets = [self._offset(part, self._moved[part]) for part in parts if part in self._moved]
         if not offsets:
             return
         try:

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import sqlite3
 import subprocess
 from collections import Counter
 from itertools import pairwise
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kinguin_streams.consumers import reader
 from tests.conftest import KafkaCluster
+from tests.consumers.databases import state_settings
 from tests.consumers.deliveries import order_status
 from tests.consumers.kafka_streams import Streams, wait_until
 from tests.consumers.running_handlers import committed
@@ -31,6 +34,29 @@ def handle(event: OrderStatus, context: Context) -> None:
         raise ValueError("not yet")
     time.sleep(0.001)
     os.write(out, f"{event.order_id} {context.partition} {context.offset}\\n".encode())
+"""
+
+
+PROJECTION = """
+from __future__ import annotations
+import msgspec
+from kinguin_streams.consumers.projection import FoldProjection, Received, StateKey
+from kinguin_streams.schemas.events import OrderStatus
+
+class Seen(msgspec.Struct):
+    times: int
+    last: OneOf
+
+class OneOf(msgspec.Struct):
+    status: str
+
+def fold(state: Seen | None, received: Received[OrderStatus]) -> Seen:
+    return Seen((state.times if state else 0) + 1, OneOf(received.event.status))
+
+counts = FoldProjection(
+    name="my-counts", version=1, events=("order.status",), state_type=Seen,
+    key=lambda event: StateKey(event.store, event.order_id), fold=fold,
+)
 """
 
 
@@ -130,3 +156,22 @@ def test_a_static_member_comes_back_without_a_rebalance_of_the_others(
             process.kill()
             process.wait(30)
     assert Counter(effects(folder)).most_common(1)[0][1] == 1
+
+
+def test_a_projection_of_the_users_own_keeps_its_state(kafka: KafkaCluster, topic_prefix: str, tmp_path: Path) -> None:
+    (tmp_path / "my_projection.py").write_text(PROJECTION)
+    streams = Streams(kafka.bootstrap_servers, topic_prefix).make()
+    streams.write(*(order_status(status, order_id="A") for status in ("pending", "processing", "completed")))
+    url = state_settings(tmp_path).url
+    process = start(environment(streams, tmp_path), tmp_path / "consumer.log", "my_projection.py:counts")
+    try:
+        ends = streams.ends("order.status")
+        wait_until(lambda: reader.stored_offsets(url, "my-counts") == ends, f"offsets ({tmp_path}/consumer.log)")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+    with sqlite3.connect(tmp_path / "state.db") as database:
+        [row] = database.execute("SELECT store, id, state FROM projection_state").fetchall()
+    database.close()
+    assert row == ("default", "A", '{"times":3,"last":{"status":"completed"}}')

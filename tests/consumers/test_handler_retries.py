@@ -280,3 +280,27 @@ def test_retention_past_the_committed_offset_stops_the_consumer(streams: Streams
     assert isinstance(failure, OperatorError)
     assert failure.code == "offset_out_of_range"
     assert "reset-offsets" in failure.hint
+
+
+@pytest.mark.parametrize("running_on", [True, False], ids=["under a running consumer", "in between"])
+def test_a_topic_made_anew_is_never_gone_on_with(streams: Streams, running_on: bool) -> None:
+    streams.write(*EVENTS[:10])
+    calls = Calls()
+    with running_app(streams, calls.app) as running:
+        running.catch_up(streams.ends("order.status"))
+        if running_on:
+            streams.delete("order.status")
+            streams.make().write(*EVENTS, *EVENTS)  # longer: the committed offsets exist in it
+            failure = running.wait_for_failure()
+            assert isinstance(failure, OperatorError)
+            assert failure.code in ("topic_replaced", "topic_missing")
+    if not running_on:
+        streams.delete("order.status")
+        streams.make().write(*EVENTS, *EVENTS)
+    again = Calls()
+    with running_app(streams, again.app) as running:
+        wait_until(lambda: running.failure is not None or len(again.done) == 40, "a refusal, or all of it")
+    assert isinstance(running.failure, OperatorError) or len(again.done) == 40
+    if isinstance(running.failure, OperatorError):
+        assert running.failure.code == "topic_replaced"
+        assert "--reset-offsets" in running.failure.hint
