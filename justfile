@@ -28,7 +28,7 @@ lint:
 # types and layers
 types:
     uv run mypy --strict -p kinguin_streams
-    uv run mypy --strict tests
+    uv run mypy --strict tests examples
     uv run lint-imports
     uv run deptry .
 
