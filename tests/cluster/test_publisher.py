@@ -1,8 +1,6 @@
 """The publisher's promise, held by the real one on a real broker and by the fake that other tests may use."""
 
 import base64
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +9,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -28,6 +25,7 @@ from kinguin_streams.schemas.events import EventId, OrderStatus, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import topics
 from tests.conftest import KafkaCluster, StartBroker
+from tests.pausing import paused
 from tests.readers import toolchains
 
 AT_MS = 1_615_204_800_123
@@ -412,15 +410,6 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
         return sorted(found, key=lambda message: (message.partition() or 0, message.offset() or 0))
     finally:
         consumer.close()
-
-
-@contextmanager
-def paused(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def _outgoing(message: Any) -> OutgoingRecord:

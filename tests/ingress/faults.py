@@ -6,12 +6,11 @@ The witness is a ledger file with one line an answer, fsynced before anybody cou
 
 import logging
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +42,7 @@ from tests.ingress.running_ingress import (
     order_status,
     wait_until,
 )
+from tests.pausing import paused
 
 log = logging.getLogger(__name__)
 
@@ -241,22 +241,9 @@ def wait_until_drained(running: RunningIngress, timeout_s: float = 60.0) -> None
     wait_until(lambda: spooled(running) == 0, timeout_s, "an empty spool")
 
 
-@contextmanager
-def stalled(broker: LocalBroker) -> Iterator[None]:
+def stalled(broker: LocalBroker) -> AbstractContextManager[None]:
     """Stop the broker as a machine that hangs does: connections stay, nobody answers."""
-    os.kill(broker.pid, signal.SIGSTOP)
-    try:
-        # The kernel stops the others once one of the threads has had its turn; on a busy machine some still answer meanwhile.
-        wait_until(lambda: _stands_still(broker.pid), 10, "a broker that stands still")
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(broker.pid, signal.SIGCONT)
-
-
-def _stands_still(process_id: int) -> bool:
-    threads = Path(f"/proc/{process_id}/task").glob("*/stat")
-    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+    return paused(broker.pid)
 
 
 def fill_spool(witness: Witness, running: RunningIngress, broker: LocalBroker, count: int) -> list[bytes]:
