@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinguin_streams.cli.durations import parse_duration_s
+from kinguin_streams.cli.durations import duration_s
 from kinguin_streams.cli.options import Json
 from kinguin_streams.cli.schema_files import SchemaFolder
 
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 DAY_S = 86_400.0
 
 
-def _duration_s(text: str) -> float:
-    try:
-        return parse_duration_s(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 def check(
     path: SchemaFolder = None,
     against_registry: Annotated[
@@ -38,7 +31,7 @@ def check(
     since: Annotated[
         float | None,
         typer.Option(
-            parser=_duration_s,
+            parser=duration_s,
             metavar="DURATION",
             help="of the topics, only the last e.g. 30d or 12h; default: all, as a consumer that starts anew reads all",
             show_default=False,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kinguin_streams.cli.durations import duration_s
+
 if TYPE_CHECKING:
     from kinguin_streams.simulator.sender import Sender, SenderSettings, SendReport
 
@@ -119,7 +121,7 @@ def simulate(
         raise typer.BadParameter("give --count or --for, not both")
     for_s = None
     if count is None:
-        seconds = _duration_s(duration or DEFAULT_DURATION, "--for")
+        seconds = duration_s(duration or DEFAULT_DURATION, "--for")
         if seconds <= 0:
             raise typer.BadParameter("has to be longer than nothing", param_hint="--for")
         # With a rate the number is exact, whatever the receiver's speed; without one, only the clock ends it.
@@ -243,20 +245,11 @@ def _sender_settings(
             rate_per_s=rate,
             for_s=for_s,
             clients=clients,
-            retry_waits_s=tuple(_duration_s(pause, "--retries") for pause in retries.split(",") if pause.strip()),
+            retry_waits_s=tuple(duration_s(pause, "--retries") for pause in retries.split(",") if pause.strip()),
             disable_after=disable_after,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _duration_s(text: str, option: str) -> float:
-    from kinguin_streams.cli.durations import parse_duration_s
-
-    try:
-        return parse_duration_s(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _instant(text: str) -> datetime:

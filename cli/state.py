@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinguin_streams.cli import output
-from kinguin_streams.cli.durations import parse_duration_s
+from kinguin_streams.cli.durations import duration_s
 
 if TYPE_CHECKING:
     from kinguin_streams.consumers.derived import Difference
@@ -99,7 +99,7 @@ def stuck_orders(
     from kinguin_streams.consumers import reader
 
     url = _url(state_url)
-    found = reader.stuck_orders(url, _now_ms(), round(_duration_s(after) * 1000))
+    found = reader.stuck_orders(url, _now_ms(), round(duration_s(after) * 1000))
     rows = [{**_order_line(one.view), "waitsMs": one.waits_ms} for one in found]
     if as_json:
         for row in rows:
@@ -124,7 +124,7 @@ def windows(
     from kinguin_streams.consumers.product_changes import DAY_MS, HOUR_MS
 
     length_ms = HOUR_MS if per is Per.hour else DAY_MS
-    since_ms = _now_ms() - round(_duration_s(last) * 1000)
+    since_ms = _now_ms() - round(duration_s(last) * 1000)
     found = reader.changes_per_window(_url(state_url), length_ms, since_ms)
     rows = [{"start": _time(item.start_ms), "changes": item.changes, "products": item.products} for item in found]
     if as_json:
@@ -144,7 +144,7 @@ def busiest(
     """Print the products with the most changes, most first."""
     from kinguin_streams.consumers import reader
 
-    since_ms = None if last is None else _now_ms() - round(_duration_s(last) * 1000)
+    since_ms = None if last is None else _now_ms() - round(duration_s(last) * 1000)
     found = reader.busiest_products(_url(state_url), top, since_ms)
     lines = [{"store": item.store, "kinguinId": item.kinguin_id, "changes": item.changes} for item in found]
     if as_json:
@@ -307,13 +307,6 @@ def _url(state_url: str | None) -> str:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _duration_s(text: str) -> float:
-    try:
-        return parse_duration_s(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _duration(length_ms: int) -> str:

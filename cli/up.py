@@ -33,7 +33,7 @@ def up(
     With --simulate, the end is a summary and a verdict: exit 0 only if every webhook sent was acknowledged, every
     acknowledged one is in its topic, and the state equals what an independent program works out from what was sent.
     """
-    from kinguin_streams.cli.durations import parse_duration_s
+    from kinguin_streams.cli.durations import duration_s
     from kinguin_streams.cli.settings import load
     from kinguin_streams.cli.stack import Simulation, run
 
@@ -41,10 +41,7 @@ def up(
         raise typer.BadParameter("goes with --simulate", param_hint="--for")
     if as_json and simulate is None:
         raise typer.BadParameter("goes with --simulate: without it there is no summary", param_hint="--json")
-    try:
-        for_s = None if duration is None else parse_duration_s(duration)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--for") from error
+    for_s = None if duration is None else duration_s(duration, "--for")
     settings = load(ingress={"port": port, "admin_port": admin_port})
     simulation = None
     if simulate is not None:

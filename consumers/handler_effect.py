@@ -8,14 +8,14 @@ partition only: the loop pauses it, polls on, and so stays in the group.
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
 from kinguin_streams.consumers.app import MAX_BATCH, App, Context, Handler, Reject
-from kinguin_streams.consumers.batch import MAX_DETAIL_CHARACTERS, Batch, Message, TopicPart, dead_letter
+from kinguin_streams.consumers.batch import Batch, Message, TopicPart, dead_letter
 from kinguin_streams.consumers.client import ConsumerClient
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
 from kinguin_streams.consumers.effect import Work
@@ -24,7 +24,7 @@ from kinguin_streams.consumers.projection import Received
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.store import PartitionSource
 from kinguin_streams.schemas.events import DeadLetter, Event
-from kinguin_streams.schemas.instants import MAX_MS, MIN_MS
+from kinguin_streams.schemas.instants import EPOCH, MAX_MS, MIN_MS
 from kinguin_streams.telemetry.operator_error import OperatorError
 from kinguin_streams.telemetry.traces import headers_of
 
@@ -35,7 +35,6 @@ TURN_S: Final = 1.0
 partitions away (max.poll.interval.ms), and a stop is heard."""
 MAX_POLL_INTERVAL_S: Final = 300.0
 """librdkafka's own."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Item(NamedTuple):
@@ -234,8 +233,7 @@ class HandlerEffect:
             self._tries[part].attempts += 1
             self._one_by_one(part)
             return None
-        detail = rejected.detail[:MAX_DETAIL_CHARACTERS]
-        work.keep(dead_letter(items[0].message, self.name, rejected.reason, detail, self._clock.now_ms()))
+        work.keep(dead_letter(items[0].message, self.name, rejected.reason, rejected.detail, self._clock.now_ms()))
         self._breaker.done()
         self._finish(part, queue, 1, work, applied=0)
         return None
@@ -316,7 +314,7 @@ def _context(received: Received[Event], message: Message, attempt: int) -> Conte
         topic=received.topic,
         partition=received.partition,
         offset=received.offset,
-        received=_EPOCH + timedelta(milliseconds=min(max(instant_ms, MIN_MS), MAX_MS)),
+        received=EPOCH + timedelta(milliseconds=min(max(instant_ms, MIN_MS), MAX_MS)),
         attempt=attempt,
         replay=False,
         event_id=received.event.event_id,

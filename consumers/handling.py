@@ -4,12 +4,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from kinguin_streams.consumers.batch import MAX_DETAIL_CHARACTERS
+
 FAILED: Final = "handler_failed"
 """The reason of a dead letter whose handler raised something every time."""
 WHOLE_ATTEMPTS: Final = 2
 """Of a batch, before its records are tried one by one: the first, and one in case it was just a bad moment."""
 BREAKER_WINDOW: Final = 100
-MAX_DETAIL_CHARACTERS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,8 +164,8 @@ class Membership:
                 hint="whoever has these partitions next repeats what was done since the last commit",
             )
 
-    def read_again(self) -> bool:
-        """Fetch everything again from where the database says; return whether it did.
+    def read_again(self) -> None:
+        """Fetch everything again from where the database says, if it answers.
 
         Nobody knows whether the last transaction was committed when the line broke; its offsets say so.
         """
@@ -174,7 +174,7 @@ class Membership:
             starts = self._starts(identity, self.sources)
         except OperatorError as error:
             self._database.begin(error, self._effect.name)
-            return False
+            return
         self._database.end()
         self._held.clear()
         self._effect.forget(self.sources)
@@ -186,7 +186,6 @@ class Membership:
                 self.client.assign(starts)
             self.client.resume(starts)
             self._log.info("state_back", partitions=by_topic(self.sources))
-        return True
 
     def _on_assign(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
         # Raised in the client's callback an exception would pass through C; kept, it is raised as soon as consume returns.
