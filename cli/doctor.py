@@ -1,6 +1,5 @@
 """`kinguin-streams doctor`: is everything as it should be, and if not, what to do."""
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -165,8 +164,8 @@ def _ingress(settings: "Settings") -> Iterator[Diagnosis]:
 
 
 def _spool(settings: "Settings") -> Iterator[Diagnosis]:
-    from kinguin_streams.ingress.spool import spool_paths
-    from kinguin_streams.ingress.spool_file import is_owned, look
+    from kinguin_streams.ingress.spool import survey
+    from kinguin_streams.ingress.spool_file import is_owned
 
     if not settings.spool.enabled:
         yield Diagnosis(
@@ -174,13 +173,9 @@ def _spool(settings: "Settings") -> Iterator[Diagnosis]:
         )
         return
     orphans = waiting = refused = 0
-    unreadable = []
-    for path in spool_paths(settings.spool.path):
-        try:
-            contents = look(path)
-        except sqlite3.Error as error:
-            unreadable.append(f"{path}: {error}")
-            continue
+    readable, failed = survey(settings.spool.path)
+    unreadable = [f"{path}: {error}" for path, error in failed.items()]
+    for path, contents in readable.items():
         waiting += contents.records - contents.refused
         refused += contents.refused
         orphans += 0 if is_owned(path) else contents.records

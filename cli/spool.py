@@ -12,6 +12,7 @@ from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
     from kinguin_streams.cluster.publisher import KafkaPublisher
+    from kinguin_streams.ingress.spool_file import Contents
     from kinguin_streams.telemetry.operator_error import OperatorError
 
 app = typer.Typer(no_args_is_help=True, help="See and empty the events that wait on disk for Kafka.")
@@ -25,12 +26,11 @@ Folder = Annotated[
 def status(path: Folder = None, as_json: Json = False) -> None:
     """Show each spool file: how many events, how large, how old, and whether a living process owns it. Changes nothing."""
     from kinguin_streams.cli import output
-    from kinguin_streams.ingress.spool_file import is_owned, look
+    from kinguin_streams.ingress.spool_file import is_owned
     from kinguin_streams.schemas.instants import to_rfc3339
 
     rows = []
-    for file in _files(path)[0]:
-        contents = look(file)
+    for file, contents in _files(path)[0].items():
         rows.append(
             {
                 "file": str(file),
@@ -128,11 +128,11 @@ def retry(path: Folder = None, as_json: Json = False) -> None:
     is sent by the next ingress that starts here, or by `spool drain`. What Kafka refuses again is kept as before.
     """
     from kinguin_streams.cli import output
-    from kinguin_streams.ingress.spool_file import FileTaken, SpoolFailed, SpoolFile, asked_retry_of, look
+    from kinguin_streams.ingress.spool_file import FileTaken, SpoolFailed, SpoolFile, asked_retry_of
 
     retried = asked = 0
-    for file in _files(path)[0]:
-        refused = look(file).refused
+    for file, contents in _files(path)[0].items():
+        refused = contents.refused
         if not refused:
             continue
         try:
@@ -189,12 +189,11 @@ def export(path: Folder = None) -> None:
             )
 
 
-def _files(path: Path | None) -> tuple[list[Path], frozenset[Path]]:
-    """Return the files of the folder that can be read, and those that cannot; says what is wrong with them."""
+def _files(path: Path | None) -> tuple[dict[Path, "Contents"], frozenset[Path]]:
+    """Return what is in the files of the folder, and those that cannot be read; says what is wrong with them."""
     from kinguin_streams.cli import output
     from kinguin_streams.cli.settings import load
-    from kinguin_streams.ingress.spool import spool_paths
-    from kinguin_streams.ingress.spool_file import look
+    from kinguin_streams.ingress.spool import survey
     from kinguin_streams.telemetry.operator_error import OperatorError
 
     folder = path or load().spool.path
@@ -204,13 +203,7 @@ def _files(path: Path | None) -> tuple[list[Path], frozenset[Path]]:
             f"There is no folder {folder}.",
             "Give the folder with the *.spool files: --path, or KINGUIN_SPOOL__PATH.",
         )
-    readable, unreadable = [], set()
-    for file in spool_paths(folder):
-        try:
-            look(file)
-        except sqlite3.Error as error:
-            output.talk(f"{file} cannot be read: {error}")
-            unreadable.add(file)
-        else:
-            readable.append(file)
+    readable, unreadable = survey(folder)
+    for file, error in unreadable.items():
+        output.talk(f"{file} cannot be read: {error}")
     return readable, frozenset(unreadable)

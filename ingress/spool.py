@@ -28,6 +28,7 @@ from kinguin_streams.ingress.spool_file import (
     SpoolFailed,
     SpoolFile,
     asked_retry_of,
+    look,
     sync_folder,
 )
 from kinguin_streams.schemas.outgoing import OutgoingRecord
@@ -258,6 +259,18 @@ def _make_folder(folder: Path) -> None:
 def spool_paths(folder: Path) -> Iterator[Path]:
     """Yield the spool files of a folder, whoever owns them."""
     yield from sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def survey(folder: Path) -> tuple[dict[Path, Contents], dict[Path, sqlite3.Error]]:
+    """Return what is in each spool file of a folder, whoever owns it, and what is wrong with those that cannot be read."""
+    readable: dict[Path, Contents] = {}
+    unreadable: dict[Path, sqlite3.Error] = {}
+    for path in spool_paths(folder):
+        try:
+            readable[path] = look(path)
+        except sqlite3.Error as error:
+            unreadable[path] = error
+    return readable, unreadable
 
 
 def _new_path(folder: Path) -> Path:
