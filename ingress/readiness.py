@@ -108,6 +108,11 @@ class Readiness:
         """Whether it is ready only because an earlier process has seen the topics."""
         return self._kafka.ok and not self._proven
 
+    @property
+    def _spools_meanwhile(self) -> bool:
+        """Whether what Kafka does not take now may wait: this process has seen the topics, and there is a spool."""
+        return self._proven and self._keeper.spool is not None
+
     def _keep_asking(self) -> None:
         while True:
             before = self._kafka
@@ -122,8 +127,7 @@ class Readiness:
                 return
 
     def _unknown(self, error: Exception) -> Check:
-        spooled = self._proven and self._keeper.spool is not None
-        return Check(ok=spooled, detail=f"could not be asked about: {type(error).__name__}")
+        return Check(ok=self._spools_meanwhile, detail=f"could not be asked about: {type(error).__name__}")
 
     def _ask(self) -> Check:
         """Ask about every topic. An answer also tells the breaker that Kafka may be tried again."""
@@ -131,7 +135,7 @@ class Readiness:
         try:
             found, missing = self._find()
         except PublishFailed as failed:
-            if self._proven and self._keeper.spool is not None:
+            if self._spools_meanwhile:
                 return Check(ok=True, detail=f"{failed}; events go to the spool")
             if self._earlier is not None and self._keeper.spool is not None:
                 return self._believe(self._earlier, failed)
@@ -143,7 +147,7 @@ class Readiness:
             self._earlier = None
             self._keeper.breaker.answered()
             why = "; ".join(missing.values())
-            if self._proven and self._keeper.spool is not None:
+            if self._spools_meanwhile:
                 return Check(ok=True, detail=f"{why}; events go to the spool")
             return Check(ok=False, detail=why)
         if self._proof_file is not None:
