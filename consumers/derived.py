@@ -8,7 +8,8 @@ from confluent_kafka import Message
 
 from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.consumers import database, outbox
-from kinguin_streams.consumers.derived_states import every_state, live_generation
+from kinguin_streams.consumers.derived_states import every_state
+from kinguin_streams.consumers.live_rows import live_generation
 from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.schemas.codec import Decoder
@@ -116,14 +117,10 @@ def _database(projection: Projection, settings: StateSettings) -> tuple[dict[str
             if generation is None:
                 return {}, frozenset()
             queued = outbox.peek(connection, projection.name, generation, ALL_KEYS)
-            states = {_text(key): state for key, state in every_state(connection, projection, generation)}
+            states = {key.in_topic: state for key, state in every_state(connection, projection, generation)}
     finally:
         engine.dispose()
-    return states, frozenset(_text(row.key) for row in queued)
-
-
-def _text(key: tuple[str, str]) -> str:
-    return f"{key[0]}:{key[1]}"
+    return states, frozenset(row.key.in_topic for row in queued)
 
 
 def _told(message: Message, decoder: Decoder) -> Told:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kinguin_streams.consumers import database, outbox
-from kinguin_streams.consumers.derived_states import live_generation
+from kinguin_streams.consumers.live_rows import live_generation
 from kinguin_streams.consumers.projection import FoldProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 

@@ -7,10 +7,11 @@ publishes them is in consumers/relay.py.
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, Text, and_, bindparam, delete, func, literal, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Text, and_, bindparam, delete, literal, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import tables
+from kinguin_streams.consumers.postgres import unnested
 from kinguin_streams.consumers.projection import StateKey
 
 
@@ -53,14 +54,7 @@ class OutboxWriter:
             return select(
                 bindparam("key_store", type_=Text).label("store"), bindparam("key_id", type_=Text).label("id")
             )
-        return (
-            func.unnest(
-                bindparam("key_stores", type_=postgresql.ARRAY(Text)),
-                bindparam("key_ids", type_=postgresql.ARRAY(Text)),
-            )
-            .table_valued("store", "id", name="changed")
-            .render_derived()
-        )
+        return unnested("changed", "key_", store=Text, id=Text)
 
     def _counting(self) -> Any:
         table = tables.projection_state
@@ -132,20 +126,12 @@ def confirm(connection: Connection, projection: str, generation: int, told: Iter
         same = (table.c[name] == bindparam(f"told_{name}") for name in ("store", "id", "revision"))
         connection.execute(delete(table).where(mine, *same), columns)
         return
-    its = (
-        func.unnest(*(bindparam(f"{name}s", type_=postgresql.ARRAY(column.type)) for name, column in _told(table)))
-        .table_valued("store", "id", "revision", name="told")
-        .render_derived()
-    )
+    its = unnested("told", store=Text, id=Text, revision=BigInteger)
     same_row = and_(mine, *(table.c[name] == its.c[name] for name in ("store", "id", "revision")))
     key = (table.c.store, table.c.id, table.c.revision)
     free = select(*key).join_from(table, its, same_row).with_for_update(of=table, skip_locked=True)
     values = {f"{name}s": [row[f"told_{name}"] for row in columns] for name in ("store", "id", "revision")}
     connection.execute(delete(table).where(mine, tuple_(*key).in_(free)), values)
-
-
-def _told(table: Table) -> list[tuple[str, Any]]:
-    return [(name, table.c[name]) for name in ("store", "id", "revision")]
 
 
 def forget(connection: Connection, projection: str, generation: int, key: StateKey) -> bool:

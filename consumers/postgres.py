@@ -8,7 +8,9 @@ circle. A reader sees one instant (REPEATABLE READ).
 import re
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import TypeEngine
 
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -91,6 +93,15 @@ def explanation(url: URL, settings: StateSettings, error: BaseException) -> Oper
             "state_away", f"PostgreSQL at {where} does not answer: {said}.", "Nothing is lost: it is asked again."
         )
     return None
+
+
+def unnested(alias: str, prefix: str = "", **columns: type[TypeEngine[Any]]) -> Any:
+    """Return arrays as a table, so that one statement takes any number of rows.
+
+    columns: name to type; the array of each is the parameter `<prefix><name>s`.
+    """
+    arrays = (bindparam(f"{prefix}{name}s", type_=ARRAY(kind)) for name, kind in columns.items())
+    return func.unnest(*arrays).table_valued(*columns, name=alias).render_derived()
 
 
 def _engine(url: URL, settings: StateSettings, isolation: str, more: str) -> Engine:

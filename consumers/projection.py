@@ -23,6 +23,11 @@ class StateKey(NamedTuple):
     store: str
     id: str
 
+    @property
+    def in_topic(self) -> str:
+        """The record key in a derived topic, `<store>:<id>`. A store's name has no colon, so the first one ends it."""
+        return f"{self.store}:{self.id}"
+
 
 class Received(msgspec.Struct, Generic[E], frozen=True, gc=False):
     """One event, and where it lies in Kafka."""

@@ -6,23 +6,19 @@ where somebody only watches: orders_by_status, busiest_products, product_count, 
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import groupby
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Select, Text, and_, cast, distinct, func, literal, not_, select
 
-from kinguin_streams.consumers import database, order_state, product_changes, tables
-from kinguin_streams.consumers.order_state import ORDER_STATE, OrderState, OrderView
+from kinguin_streams.consumers import database, live_rows, order_state, product_changes, tables
+from kinguin_streams.consumers.live_rows import ROWS_IN_MEMORY, by_product, decode_order, live_generation
+from kinguin_streams.consumers.order_state import ORDER_STATE, OrderView
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES, Change, Summary
 from kinguin_streams.consumers.projection import StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.waiting_orders import Stuck, stuck
 from kinguin_streams.telemetry.operator_error import OperatorError
-
-ROWS_IN_MEMORY = 1_000
-
-_decode_order = msgspec.json.Decoder(OrderState).decode
 
 
 class ProductView(msgspec.Struct, frozen=True):
@@ -53,8 +49,8 @@ def order_views(url: str) -> Iterator[OrderView]:
     """Yield every order by (store, id), as of one instant; memory does not grow with their number."""
     with _reading(url) as connection:
         rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(_states(connection, ORDER_STATE.name))
-        for store, order_id, text in rows:
-            yield order_state.view(StateKey(store, order_id), _decode_order(text))
+        for store, order_id, text, _ in rows:
+            yield order_state.view(StateKey(store, order_id), decode_order(text))
 
 
 def stuck_orders(url: str, now_ms: int, after_ms: int) -> list[Stuck]:
@@ -69,7 +65,7 @@ def order_view(url: str, store: str, order_id: str) -> OrderView | None:
     with _reading(url) as connection:
         one = _states(connection, ORDER_STATE.name).where(table.c.store == store, table.c.id == order_id)
         row = connection.execute(one).one_or_none()
-    return None if row is None else order_state.view(StateKey(store, order_id), _decode_order(row.state))
+    return None if row is None else order_state.view(StateKey(store, order_id), decode_order(row.state))
 
 
 def orders_by_status(url: str) -> dict[str, int]:
@@ -78,8 +74,8 @@ def orders_by_status(url: str) -> dict[str, int]:
     with _watching(url) as connection:
         if connection is not None:
             rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(_states(connection, ORDER_STATE.name))
-            for _store, _id, text in rows:
-                status = order_state.status(order_state.in_order(_decode_order(text).facts))
+            for _store, _id, text, _ in rows:
+                status = order_state.status(order_state.in_order(decode_order(text).facts))
                 if status is not None:
                     counts[status] = counts.get(status, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -87,12 +83,10 @@ def orders_by_status(url: str) -> dict[str, int]:
 
 def product_views(url: str) -> Iterator[ProductView]:
     """Yield every product by (store, kinguinId), as of one instant; memory does not grow with their number."""
-    table = tables.product_change
     with _reading(url) as connection:
-        ordered = _changes(connection).order_by(table.c.store, table.c.kinguin_id)
-        rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(ordered)
-        for (store, kinguin_id), its_rows in groupby(rows, key=lambda row: (row.store, row.kinguin_id)):
-            yield ProductView(store, kinguin_id, product_changes.summarise(map(product_changes.change, its_rows)))
+        rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(_changes(connection))
+        for (store, kinguin_id), its_changes in by_product(rows):
+            yield ProductView(store, int(kinguin_id), product_changes.summarise(its_changes))
 
 
 def product_view(url: str, store: str, kinguin_id: int) -> ProductView | None:
@@ -117,7 +111,7 @@ def busiest_products(url: str, n: int, since_ms: int | None = None) -> list[Busy
             return []
         number = func.count().label("changes")
         counted = select(table.c.store, table.c.kinguin_id, number).where(
-            table.c.generation == _live_generation(connection, PRODUCT_CHANGES.name), not_(table.c.set_aside)
+            table.c.generation == live_generation(connection, PRODUCT_CHANGES.name), not_(table.c.set_aside)
         )
         if since_ms is not None:
             counted = counted.where(table.c.updated_at_ms >= since_ms)
@@ -137,7 +131,7 @@ def changes_per_window(url: str, window_ms: int, since_ms: int) -> list[Window]:
         # What is not set aside has an updatedAt of this century, so the remainder is positive in every database.
         start = (table.c.updated_at_ms - table.c.updated_at_ms % window_ms).label("start")
         mine = and_(
-            table.c.generation == _live_generation(connection, PRODUCT_CHANGES.name),
+            table.c.generation == live_generation(connection, PRODUCT_CHANGES.name),
             not_(table.c.set_aside),
             table.c.updated_at_ms >= since_ms - since_ms % window_ms,
         )
@@ -152,7 +146,7 @@ def product_count(url: str) -> int:
     with _watching(url) as connection:
         if connection is None:
             return 0
-        live = _live_generation(connection, PRODUCT_CHANGES.name)
+        live = live_generation(connection, PRODUCT_CHANGES.name)
         products = select(table.c.store, table.c.kinguin_id).where(table.c.generation == live).distinct().subquery()
         return connection.execute(select(func.count()).select_from(products)).scalar_one()
 
@@ -163,7 +157,7 @@ def stored_offsets(url: str, projection: str) -> dict[tuple[str, int], int]:
     with _watching(url) as connection:
         if connection is None:
             return {}
-        mine = and_(table.c.projection == projection, table.c.generation == _live_generation(connection, projection))
+        mine = and_(table.c.projection == projection, table.c.generation == live_generation(connection, projection))
         rows = connection.execute(select(table.c.topic, table.c.partition, table.c.next_offset).where(mine))
         return {(topic, partition): next_offset for topic, partition, next_offset in rows}
 
@@ -191,25 +185,9 @@ def _watching(url: str) -> Iterator[Connection | None]:
         yield connection
 
 
-def _live_generation(connection: Connection, projection: str) -> int | None:
-    table = tables.projection
-    live: int | None = connection.execute(select(table.c.live_generation).where(table.c.name == projection)).scalar()
-    return live
-
-
 def _states(connection: Connection, projection: str) -> Select[Any]:
-    table = tables.projection_state
-    return (
-        select(table.c.store, table.c.id, table.c.state)
-        .where(
-            table.c.projection == projection,
-            table.c.generation == _live_generation(connection, projection),
-            table.c.state != tables.NONE_YET,
-        )
-        .order_by(table.c.store, table.c.id)
-    )
+    return live_rows.states(projection, live_generation(connection, projection))
 
 
 def _changes(connection: Connection) -> Select[Any]:
-    table = tables.product_change
-    return select(table).where(table.c.generation == _live_generation(connection, PRODUCT_CHANGES.name))
+    return live_rows.changes(live_generation(connection, PRODUCT_CHANGES.name))

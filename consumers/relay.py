@@ -14,7 +14,8 @@ import structlog
 from kinguin_streams.cluster.publisher import PublishFailed, Report, TopicMissing
 from kinguin_streams.consumers import database, election, outbox
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
-from kinguin_streams.consumers.derived_states import live_generation, states_of
+from kinguin_streams.consumers.derived_states import states_of
+from kinguin_streams.consumers.live_rows import live_generation
 from kinguin_streams.consumers.outbox import Queued
 from kinguin_streams.consumers.projection import Projection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
@@ -146,7 +147,7 @@ class Relay:
             else:
                 gone = tombstone(
                     self._name,
-                    f"{row.key.store}:{row.key.id}",
+                    row.key.in_topic,
                     self._topics,
                     generation=generation,
                     revision=row.revision,

@@ -4,8 +4,7 @@ Nothing but the database decides who may write. A process that has lost its part
 finds another offset there than the one it read, and its transaction is undone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,7 +14,6 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
-    bindparam,
     case,
     func,
     literal,
@@ -28,15 +26,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import database, tables
+from kinguin_streams.consumers.live_rows import ids_by_store
 from kinguin_streams.consumers.outbox import OutboxWriter
+from kinguin_streams.consumers.postgres import unnested
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import NEW_DATABASE_HINT, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 FIRST_GENERATION = 1
-# SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; a statement of this size is parsed in no time.
-KEYS_PER_SELECT = 500
 
 
 class PartitionSource(NamedTuple):
@@ -205,12 +203,10 @@ class _FoldWriter:
     def _load(self, connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Any]:
         table = tables.projection_state
         states: dict[StateKey, Any] = {}
-        for store, its_keys in groupby(keys, key=lambda key: key.store):
-            # Store by store: for `(store, id) IN (…)` SQLite 3.40 scans the whole projection (EXPLAIN QUERY PLAN).
-            of_store = self._select.where(table.c.store == store)
-            for ids in _chunks([key.id for key in its_keys], KEYS_PER_SELECT):
-                for id_, text in connection.execute(of_store.where(table.c.id.in_(ids))):
-                    states[StateKey(store, id_)] = self._decode(text)
+        for store, ids in ids_by_store(keys):
+            some = self._select.where(table.c.store == store, table.c.id.in_(ids))
+            for id_, text in connection.execute(some):
+                states[StateKey(store, id_)] = self._decode(text)
         return states
 
     def _save(self, connection: Connection, changed: Sequence[tuple[StateKey, str]]) -> None:
@@ -230,13 +226,7 @@ class _LockingFoldWriter(_FoldWriter):
     def __init__(self, projection: FoldProjection[Any, Any], generation: int, outbox: OutboxWriter | None) -> None:
         super().__init__(projection, generation, outbox)
         table = tables.projection_state
-        keys = (
-            func.unnest(
-                bindparam("stores", type_=postgresql.ARRAY(Text)), bindparam("ids", type_=postgresql.ARRAY(Text))
-            )
-            .table_valued("store", "id", name="wanted")
-            .render_derived()
-        )
+        keys = unnested("wanted", store=Text, id=Text)
         scope = [literal(self._scope[name]).label(name) for name in ("projection", "generation")]
         self._insert = (
             postgresql.insert(table)
@@ -258,15 +248,7 @@ class _LockingFoldWriter(_FoldWriter):
             .order_by(table.c.store, table.c.id)
             .with_for_update(of=table)
         )
-        new = (
-            func.unnest(
-                bindparam("stores", type_=postgresql.ARRAY(Text)),
-                bindparam("ids", type_=postgresql.ARRAY(Text)),
-                bindparam("states", type_=postgresql.ARRAY(Text)),
-            )
-            .table_valued("store", "id", "state", name="new")
-            .render_derived()
-        )
+        new = unnested("new", store=Text, id=Text, state=Text)
         self._update = (
             update(table)
             .values(state=new.c.state, revision=table.c.revision + 1)
@@ -373,7 +355,3 @@ def _live_generation(connection: Connection, projection: Projection) -> int:
 def _insert_into(table: Table, dialect: str) -> Any:
     """Return an INSERT that knows ON CONFLICT, which SQLAlchemy has for each database by itself."""
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-
-
-def _chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (ids[start : start + size] for start in range(0, len(ids), size))

@@ -1,0 +1,63 @@
+"""The rows that readers see: those of a projection's live generation. One way to ask, for readers and for derived topics."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Select, select
+
+from kinguin_streams.consumers import product_changes, tables
+from kinguin_streams.consumers.order_state import OrderState
+from kinguin_streams.consumers.product_changes import Change
+from kinguin_streams.consumers.projection import StateKey
+
+KEYS_PER_SELECT: Final = 500
+"""SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; a statement of this size is parsed in no time."""
+ROWS_IN_MEMORY: Final = 1_000
+
+decode_order = msgspec.json.Decoder(OrderState).decode
+
+
+def live_generation(connection: Connection, projection: str) -> int | None:
+    """Return the generation that readers see, or None if no consumer of this projection has ever started."""
+    table = tables.projection
+    live: int | None = connection.execute(select(table.c.live_generation).where(table.c.name == projection)).scalar()
+    return live
+
+
+def states(projection: str, generation: int | None) -> Select[Any]:
+    """Ask for store, id, state and revision of every key that has a state, by key."""
+    table = tables.projection_state
+    return (
+        select(table.c.store, table.c.id, table.c.state, table.c.revision)
+        .where(
+            table.c.projection == projection,
+            table.c.generation == generation,
+            table.c.state != tables.NONE_YET,
+        )
+        .order_by(table.c.store, table.c.id)
+    )
+
+
+def changes(generation: int | None) -> Select[Any]:
+    """Ask for every change of every product, by product."""
+    table = tables.product_change
+    return select(table).where(table.c.generation == generation).order_by(table.c.store, table.c.kinguin_id)
+
+
+def by_product(rows: Iterable[Any]) -> Iterator[tuple[StateKey, Iterable[Change]]]:
+    """Yield each product with its changes, of rows that `changes` has asked for; holds none of them in memory."""
+    for (store, kinguin_id), its_rows in groupby(rows, key=lambda row: (row.store, row.kinguin_id)):
+        yield StateKey(store, str(kinguin_id)), map(product_changes.change, its_rows)
+
+
+def ids_by_store(keys: Sequence[StateKey]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the ids of keys that are in their order, store by store, as many at once as a statement is to have.
+
+    Store by store: for `(store, id) IN (…)` SQLite 3.40 scans the whole projection (EXPLAIN QUERY PLAN).
+    """
+    for store, its_keys in groupby(keys, key=lambda key: key.store):
+        ids = [key.id for key in its_keys]
+        for start in range(0, len(ids), KEYS_PER_SELECT):
+            yield store, ids[start : start + KEYS_PER_SELECT]
