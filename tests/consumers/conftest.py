@@ -1,10 +1,14 @@
 """The databases that the suite of this folder runs on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kinguin_streams.consumers.order_state import ORDER_STATE
+from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
 from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.consumers.store import StateStore
 from tests.consumers.databases import state_settings
 
 
@@ -14,3 +18,17 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> StateSettings:
     if request.param == "sqlite":
         return state_settings(tmp_path)
     return StateSettings(url=request.getfixturevalue("postgres").new_database(), busy_timeout_s=5.0)
+
+
+@pytest.fixture
+def orders(settings: StateSettings) -> Iterator[StateStore]:
+    store = StateStore(settings, ORDER_STATE)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def products(settings: StateSettings) -> Iterator[StateStore]:
+    store = StateStore(settings, PRODUCT_CHANGES)
+    yield store
+    store.close()

@@ -139,8 +139,41 @@ class Streams:
         self.admin.delete_records([cut])[cut].result()
 
 
-class RunningLoop:
-    """A consume loop in a thread of this process."""
+class RunningInThread:
+    """A consume loop in a thread of this process, until it is stopped or stops by itself."""
+
+    def __init__(self, loop: ConsumeLoop) -> None:
+        self.loop = loop
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
+            self.failure = error
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until it holds; raise what stops the loop before."""
+        wait_until(lambda: self.failure is not None or condition(), what)
+        if self.failure is not None:
+            raise self.failure
+
+    def wait_for_failure(self) -> Exception:
+        """Wait until the loop stops by itself, and return why."""
+        wait_until(lambda: self.failure is not None, "the loop to stop")
+        assert self.failure is not None
+        return self.failure
+
+    def stop(self) -> None:
+        self.loop.stop()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+
+class RunningLoop(RunningInThread):
+    """The loop of a projection."""
 
     def __init__(
         self,
@@ -161,45 +194,28 @@ class RunningLoop:
         self._publisher = KafkaPublisher(
             producer_config(streams.kafka, client_id="dead-letters"), ack_wait_s=publisher_wait_s
         )
-        self.loop = ConsumeLoop(
-            StateEffect(projection, self.store),
-            kafka=streams.kafka,
-            topics=streams.topics,
-            settings=ConsumerSettings(group_prefix=streams.prefix, **settings),
-            decoder=decoder or Decoder(),
-            encoder=encoder or Encoder(),
-            publisher=self._publisher,
-            traces=PassedOn(),
+        super().__init__(
+            ConsumeLoop(
+                StateEffect(projection, self.store),
+                kafka=streams.kafka,
+                topics=streams.topics,
+                settings=ConsumerSettings(group_prefix=streams.prefix, **settings),
+                decoder=decoder or Decoder(),
+                encoder=encoder or Encoder(),
+                publisher=self._publisher,
+                traces=PassedOn(),
+            )
         )
-        self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.loop.run()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
-            self.failure = error
 
     def stored(self) -> dict[tuple[str, int], int]:
         return reader.stored_offsets(self.state.url, self._projection.name)
 
     def catch_up(self, ends: dict[tuple[str, int], int]) -> None:
         """Wait until every record below these ends has taken effect."""
-        wait_until(lambda: self.failure is not None or self.stored() == ends, f"offsets {ends}")
-        if self.failure is not None:
-            raise self.failure
-
-    def wait_for_failure(self) -> Exception:
-        """Wait until the loop stops by itself, and return why."""
-        wait_until(lambda: self.failure is not None, "the loop to stop")
-        assert self.failure is not None
-        return self.failure
+        self.wait_for(lambda: self.stored() == ends, f"offsets {ends}")
 
     def stop(self) -> None:
-        self.loop.stop()
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
+        super().stop()
         self._publisher.close(timeout_s=0)
         self.store.close()
 

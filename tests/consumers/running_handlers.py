@@ -1,6 +1,5 @@
 """An App's handlers in a thread of this process, and what its group has committed, for the tests of this folder."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.telemetry.traces import PassedOn
-from tests.consumers.kafka_streams import PATIENCE_S, Streams, wait_until
+from tests.consumers.kafka_streams import PATIENCE_S, RunningInThread, Streams
 
 FAST = {"handler_retry_s": 0.05, "handler_retry_max_s": 0.2}
 
@@ -33,7 +32,7 @@ def committed(streams: Streams, app_name: str, *parts: tuple[str, int]) -> dict[
         consumer.close()
 
 
-class RunningApp:
+class RunningApp(RunningInThread):
     """A consume loop of handlers."""
 
     def __init__(
@@ -49,46 +48,25 @@ class RunningApp:
         self._name = app.name
         self._publisher = KafkaPublisher(producer_config(streams.kafka, client_id="dead-letters"), ack_wait_s=5.0)
         consumer_settings = ConsumerSettings(group_prefix=streams.prefix, **{**FAST, **settings})
-        self.loop = ConsumeLoop(
-            HandlerEffect(app, consumer_settings, max_poll_interval_s=max_poll_interval_s),
-            kafka=streams.kafka,
-            topics=streams.topics,
-            settings=consumer_settings,
-            decoder=decoder or Decoder(),
-            encoder=Encoder(),
-            publisher=self._publisher,
-            traces=PassedOn(),
+        super().__init__(
+            ConsumeLoop(
+                HandlerEffect(app, consumer_settings, max_poll_interval_s=max_poll_interval_s),
+                kafka=streams.kafka,
+                topics=streams.topics,
+                settings=consumer_settings,
+                decoder=decoder or Decoder(),
+                encoder=Encoder(),
+                publisher=self._publisher,
+                traces=PassedOn(),
+            )
         )
-        self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.loop.run()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
-            self.failure = error
 
     def catch_up(self, ends: dict[tuple[str, int], int]) -> None:
         """Wait until the group has committed these offsets."""
-
-        def is_there() -> bool:
-            return self.failure is not None or committed(self._streams, self._name, *ends) == ends
-
-        wait_until(is_there, f"offsets {ends}")
-        if self.failure is not None:
-            raise self.failure
-
-    def wait_for_failure(self) -> Exception:
-        """Wait until the loop stops by itself, and return why."""
-        wait_until(lambda: self.failure is not None, "the loop to stop")
-        assert self.failure is not None
-        return self.failure
+        self.wait_for(lambda: committed(self._streams, self._name, *ends) == ends, f"offsets {ends}")
 
     def stop(self) -> None:
-        self.loop.stop()
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
+        super().stop()
         self._publisher.close(timeout_s=0)
 
 

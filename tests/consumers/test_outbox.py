@@ -86,20 +86,6 @@ class Log:
 
 
 @pytest.fixture
-def orders(settings: StateSettings) -> Iterator[StateStore]:
-    store = StateStore(settings, ORDER_STATE)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def products(settings: StateSettings) -> Iterator[StateStore]:
-    store = StateStore(settings, PRODUCT_CHANGES)
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def log() -> Log:
     return Log()
 

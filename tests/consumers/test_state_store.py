@@ -1,7 +1,6 @@
 """State and offsets in one transaction: the same suite on a real SQLite file and on a real PostgreSQL."""
 
 import multiprocessing
-from collections.abc import Iterator
 from decimal import Decimal
 from itertools import permutations
 from typing import Any
@@ -16,7 +15,6 @@ from kinguin_streams.consumers import database, product_changes, reader
 from kinguin_streams.consumers.database import judge
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.plausible_time import TOLERANCE_MS
-from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
 from kinguin_streams.consumers.projection import FoldProjection
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import LostPartition, StateStore
@@ -34,20 +32,6 @@ from tests.consumers.databases import (
     next_offsets,
 )
 from tests.consumers.deliveries import START_MS, order_status, product_update, received
-
-
-@pytest.fixture
-def orders(settings: StateSettings) -> Iterator[StateStore]:
-    store = StateStore(settings, ORDER_STATE)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def products(settings: StateSettings) -> Iterator[StateStore]:
-    store = StateStore(settings, PRODUCT_CHANGES)
-    yield store
-    store.close()
 
 
 def revision(orders: StateStore) -> int:
