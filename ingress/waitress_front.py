@@ -5,7 +5,6 @@ between threads for each request, most of them for Python's lock, and more than 
 loop does: it runs each request up to where it waits, and on from there once Kafka's report has come.
 """
 
-import contextlib
 import socket
 import sys
 import time
@@ -13,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
+import structlog
 from waitress import wasyncore
 from waitress.server import BaseWSGIServer, create_server
 
@@ -22,6 +22,8 @@ from kinguin_streams.ingress.channel import Channel, cut_off_slow
 from kinguin_streams.ingress.listening import BACKLOG, BACKSTOP_BODY_BYTES, IDLE_S, MAX_HEADER_BYTES
 from kinguin_streams.ingress.settings import IngressSettings
 from kinguin_streams.ingress.waiting import TICK_S, InLoop
+
+log = structlog.get_logger()
 
 # Kafka's reports come on another thread. While this one is busy they wait for a switch interval, of 5 ms by default.
 SWITCH_INTERVAL_S: Final = 0.0005
@@ -73,6 +75,9 @@ class WaitressFront:
         )
         self._server = cast("BaseWSGIServer", server)  # of one socket, so that it is not the other kind of server
         self._server.channel_class = Channel
+        # waitress takes one connection a turn, and we serve requests in between: of 256 new connections at once the last
+        # ones waited for 0.8 s before anybody read their request.
+        self._server.handle_accept = self._accept_waiting  # type: ignore[method-assign]
         self._waiting = InLoop(self._server.pull_trigger)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
@@ -106,12 +111,21 @@ class WaitressFront:
         # Not its close(): that takes the trigger away by which other threads wake the loop.
         self._server.accepting = False
         self._server.del_channel()
-        waiting = []
-        with self._listener, contextlib.suppress(BlockingIOError):
-            while True:
-                waiting.append(self._listener.accept())
-        for connection, address in waiting:
-            self._server.set_socket_options(connection)
+        with self._listener:
+            self._accept_waiting()
+
+    def _accept_waiting(self) -> None:
+        """Take whoever waits in the listening socket's queue, up to the limit of connections."""
+        while len(self._sockets) < self._server.adj.connection_limit:
+            try:
+                connection, address = self._listener.accept()
+                self._server.set_socket_options(connection)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # The client has gone already, or there are no descriptors left: who is connected is served on.
+                log.warning("connection not accepted", reason=str(error))
+                return
             Channel(self._server, connection, address, self._server.adj, map=self._sockets)
 
     def is_busy(self) -> bool:
