@@ -5,20 +5,18 @@ received = in flight + acked + spooled + dead-lettered + refused + pings
 
 import threading
 import time
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from kinguin_streams.ingress.keeper import Where
 from kinguin_streams.schemas.events import EVENT_NAMES
+from kinguin_streams.telemetry.histogram import Histogram
 
 Outcome = Literal["acked", "spooled", "dead_lettered", "refused", "ping"]
 OUTCOMES: tuple[Outcome, ...] = ("acked", "spooled", "dead_lettered", "refused", "ping")
@@ -45,30 +43,6 @@ class Entry:
     kept_after_s: float = 0.0
     """From the decision to the confirmation."""
     opened_s: float = 0.0
-
-
-class _Histogram:
-    """Counts by size. Not safe by itself: the ledger's lock is around it.
-
-    prometheus_client's own takes three locks a value; a request has three values.
-    """
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
-        """Write it out."""
-        names = [*map(floatToGoString, self._bounds), "+Inf"]
-        family.add_metric(labels, list(zip(names, accumulate(self._counts), strict=True)), self._sum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +81,9 @@ class Ledger(Collector):
     def __post_init__(self) -> None:
         """Register with the registry: a process has one ledger, a test as many as it likes."""
         self.registry.register(self)
-        self._durations = _Histogram(_DURATIONS_S)
-        self._bodies = _Histogram(_SIZES_BYTES)
-        self._kept: dict[Where, _Histogram] = {where: _Histogram(_DURATIONS_S) for where in get_args(Where)}
+        self._durations = Histogram(_DURATIONS_S)
+        self._bodies = Histogram(_SIZES_BYTES)
+        self._kept: dict[Where, Histogram] = {where: Histogram(_DURATIONS_S) for where in get_args(Where)}
 
     def open(self) -> Entry:
         """Return an entry for a request that has just been received. Whoever opens it closes it, whatever happens."""

@@ -1,12 +1,11 @@
-"""Where the ingress listens: a socket, or a sentence that says why there can be none. And what it never lets in."""
+"""Where the ingress listens, and what it never lets in."""
 
-import errno
 import socket
 from typing import Final
 
-from kinguin_streams.telemetry.operator_error import OperatorError
+from kinguin_streams.telemetry import listening
 
-BACKLOG: Final = 1024
+BACKLOG: Final = listening.BACKLOG
 # waitress answers text/plain at its own limit, before our code; ours, at 65,536 bytes, comes first and says more.
 BACKSTOP_BODY_BYTES: Final = 131_072
 MAX_HEADER_BYTES: Final = 16_384
@@ -15,34 +14,5 @@ IDLE_S: Final = 30
 
 
 def listen(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
-    """Return a socket that listens there. setting: what the operator may set to have it elsewhere.
-
-    shared: other processes listen there too, and the kernel deals connections out to them.
-
-    Raises OperatorError("port_taken") or ("cannot_listen").
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)  # now: two that have only bound the same port would both believe that they have it
-    except OSError as error:
-        listener.close()
-        code = "port_taken" if error.errno == errno.EADDRINUSE else "cannot_listen"
-        raise OperatorError(
-            code, f"Cannot listen on {host}:{port}: {error.strerror}.", _hint(error, port, setting)
-        ) from error
-    return listener
-
-
-def _hint(error: OSError, port: int, setting: str) -> str:
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return (
-            "Set KINGUIN_INGRESS__HOST or --host to an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
-        )
-    if error.errno == errno.EACCES:
-        return f"This user may not listen on so low a port: set {setting} to one above 1023."
-    return f"Stop what listens there (`ss -ltnp 'sport = :{port}'` shows it), or set {setting} to another port."
+    """Return a socket of the ingress, as telemetry.listening.listen does."""
+    return listening.listen(host, port, setting, host_setting="KINGUIN_INGRESS__HOST or --host", shared=shared)

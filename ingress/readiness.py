@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import structlog
 
@@ -12,20 +11,13 @@ from kinguin_streams.ingress.keeper import Keeper
 from kinguin_streams.ingress.proven import Proof, ProofFile
 from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.topics import Topics
+from kinguin_streams.telemetry.admin_server import Check
 
 log = structlog.get_logger()
 
 ASK_EVERY_S = 5.0
 ASK_EVERY_S_WHILE_AWAY = 0.5
 METADATA_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that must hold."""
-
-    ok: bool
-    detail: str
 
 
 class Readiness:

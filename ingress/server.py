@@ -4,7 +4,6 @@ import gc
 import os
 import signal
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +12,6 @@ from typing import Final, Protocol
 
 import structlog
 from prometheus_client import Gauge
-from waitress.server import create_server
 
 from kinguin_streams.cluster.publisher import KafkaPublisher
 from kinguin_streams.ingress.admin import make_admin_app
@@ -35,6 +33,7 @@ from kinguin_streams.ingress.spool_metrics import SpoolMetrics
 from kinguin_streams.ingress.vigil import Vigil
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.topics import Topics
+from kinguin_streams.telemetry.admin_server import AdminServer
 from kinguin_streams.telemetry.operator_error import OperatorError
 from kinguin_streams.telemetry.traces import Traces
 
@@ -132,12 +131,9 @@ class Server:
         described = document(
             version=version("kinguin-streams"), port=self.settings.port, admin_port=self.settings.admin_port
         )
-        self._admin = create_server(
+        self._admin = AdminServer(
+            listen(self.settings.host, self.settings.admin_port, "KINGUIN_INGRESS__ADMIN_PORT"),
             make_admin_app(self._readiness, self.ledger.registry, described, self._stalled_s),
-            sockets=[listen(self.settings.host, self.settings.admin_port, "KINGUIN_INGRESS__ADMIN_PORT")],
-            threads=2,
-            asyncore_use_poll=True,
-            ident=None,
         )
         self._stop_at_s: float | None = None
         self._look_at_s = 0.0
@@ -173,7 +169,7 @@ class Server:
         gc.collect()
         gc.freeze()
         self._reload.start()
-        threading.Thread(target=self._admin.run, name="admin", daemon=True).start()
+        self._admin.start()
         if self._drain is not None:
             self._drain.start()
         log.info(

@@ -25,7 +25,6 @@ from kinguin_streams.ingress.keeper import NotKept, Where
 from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.openapi import PAYLOADS
 from kinguin_streams.ingress.payloads import InvalidWebhook, parse_updated_at, read_event
-from kinguin_streams.ingress.readiness import Check
 from kinguin_streams.ingress.request_log import RequestLog
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.ingress.vigil import Vigil
@@ -34,6 +33,7 @@ from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.events import EVENT_NAMES, EventName, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.schemas.topics import topics
+from kinguin_streams.telemetry.admin_server import Check
 from kinguin_streams.telemetry.traces import PassedOn
 from tests.ingress.documented import DOCUMENT, assert_documented, is_valid, operations
 from tests.ingress.running_ingress import (
