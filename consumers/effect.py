@@ -37,6 +37,10 @@ class Work(Protocol):
         """Note that all below the offset has taken effect, `applied` records more than before."""
         ...
 
+    def will_retry(self) -> None:
+        """Note that what has failed is tried again."""
+        ...
+
     def is_stopping(self) -> bool:
         """Return whether somebody wants the loop to end."""
         ...
@@ -63,6 +67,11 @@ class Effect(Protocol):
     @property
     def most_records(self) -> int:
         """The most records in a batch, whatever the settings say."""
+        ...
+
+    @property
+    def breaker_is_open(self) -> bool:
+        """Whether it ends with the next record that it would have to give up. Any thread may ask."""
         ...
 
     @property
@@ -100,6 +109,7 @@ class StateEffect:
 
     offsets_are_kafkas: Final = False
     most_records: Final = NO_LIMIT
+    breaker_is_open: Final = False
     skipped_hint: Final = (
         "Retention has deleted records that this state has not seen. Set KINGUIN_STATE__URL to a new database "
         "to make the state anew from what is left, and give the topic a longer retention."

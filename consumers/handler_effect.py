@@ -103,6 +103,11 @@ class HandlerEffect:
         self._tries: dict[TopicPart, _Tries] = {}
         self._served_s: dict[TopicPart, float] = {}
 
+    @property
+    def breaker_is_open(self) -> bool:
+        """Whether the next record that its handler cannot do ends the consumer."""
+        return not self._breaker.may_give_up()
+
     def starts(
         self,
         client: ConsumerClient,
@@ -252,6 +257,7 @@ class HandlerEffect:
                 self._one_by_one(part)
                 wait_s = self._policy.backoff_s(attempt)
         if wait_s is not None:
+            work.will_retry()
             # With its traceback, so that the author of the handler need not guess.
             self._log.warning(
                 "handler_failed",

@@ -1,9 +1,13 @@
 """Partitions whose next record cannot take effect yet: what was read of them, and when it is tried again. Does no I/O."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kinguin_streams.consumers.batch import Message, TopicPart
+
+PauseReason = Literal["database", "schema", "retry", "handler"]
+"""What a partition waits for: a database that is away, the schema of its next record, the time to try it again, its turn at a
+slow handler."""
 
 
 class _Waiting(NamedTuple):
@@ -27,6 +31,16 @@ class HeldPartitions:
     def due(self, now_s: float) -> set[TopicPart]:
         """Return those whose time has come."""
         return {part for part, waiting in self._waiting.items() if waiting.due_s <= now_s}
+
+    def waiting(self, now_s: float) -> dict[PauseReason, int]:
+        """Return how many partitions wait for what. Any thread may ask."""
+        found: dict[PauseReason, int] = {"database": 0, "schema": 0, "retry": 0, "handler": 0}
+        for each in self._waiting.copy().values():
+            if each.schema_delay_s is not None:
+                found["schema"] += 1
+            else:
+                found["retry" if each.due_s > now_s else "handler"] += 1
+        return found
 
     def next_due_s(self) -> float | None:
         """Return when the next one's time comes, or None if nothing is held."""

@@ -16,11 +16,12 @@ from kinguin_streams.consumers.client import Identity, NewClient, kafka_client
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
 from kinguin_streams.consumers.database_wait import DatabaseWait
 from kinguin_streams.consumers.effect import Effect
-from kinguin_streams.consumers.held import HeldPartitions
+from kinguin_streams.consumers.held import HeldPartitions, PauseReason
 from kinguin_streams.consumers.membership import Membership, explained, with_short_session
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.source_identity import SourceIdentity
 from kinguin_streams.consumers.store import PartitionSource
+from kinguin_streams.consumers.tally import Tally
 from kinguin_streams.schemas.codec import Decoder, RecordEncoder, RegistryNeeded
 from kinguin_streams.schemas.events import DeadLetter
 from kinguin_streams.schemas.outgoing import outgoing
@@ -53,10 +54,11 @@ class ConsumeLoop:
         new_client: NewClient = kafka_client,
         identity: Identity | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        tally: Tally | None = None,
     ) -> None:
         """encoder, publisher: for dead letters.
 
-        new_client, identity, clock: of a Kafka and a time that are not the real ones.
+        new_client, identity, clock: of a Kafka and a time that are not the real ones. tally: where others count too.
         """
         self._effect = effect
         self._clock = clock
@@ -68,12 +70,14 @@ class ConsumeLoop:
         self._publisher = publisher
         self._log = log.bind(consumer=effect.name)
         self._expected = {topics.name(name): name for name in effect.events}
-        group_id = settings.group_id(effect.name)
+        group_id = self.group_id
         config = with_short_session(consumer_config(kafka, group_id=group_id, client_id=group_id))
         if settings.instance_id is not None:
             config["group.instance.id"] = settings.instance_id
         self._held = HeldPartitions(settings.schema_retry_s, settings.schema_retry_max_s)
         self._database = DatabaseWait(settings.state_retry_s, settings.state_retry_max_s, clock)
+        self.tally = tally or Tally()
+        """What this run has done."""
         self._member = Membership(
             effect,
             config=config,
@@ -84,13 +88,43 @@ class ConsumeLoop:
             ),
             held=self._held,
             database=self._database,
+            tally=self.tally,
         )
         self._stopping = False
         self._last_commit_s = self._last_report_s = clock.monotonic_s()
         self._reported = 0
-        self.applied = 0
+
+    @property
+    def applied(self) -> int:
         """Records that have taken effect in this run."""
-        self.dead_lettered = 0
+        return self.tally.applied
+
+    @property
+    def dead_lettered(self) -> int:
+        """Records that were dead-lettered in this run."""
+        return self.tally.dead_lettered
+
+    @property
+    def group_id(self) -> str:
+        """The consumer group's name."""
+        return self._settings.group_id(self._effect.name)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this process is in its group, with partitions or as one too many."""
+        return self._member.is_member
+
+    @property
+    def paused(self) -> dict[PauseReason, int]:
+        """How many partitions wait for what, instead of being read. Any thread may ask."""
+        waiting = self._held.waiting(self._clock.monotonic_s())
+        return {**dict.fromkeys(waiting, 0), "database": len(self._member.sources)} if self._database.is_on else waiting
+
+    @property
+    def turning_for_s(self) -> float:
+        """For how long the turn in hand has gone on; 0 before the first and after the last. Any thread may ask."""
+        turned_s = self.tally.turned_s
+        return 0.0 if turned_s is None else self._clock.monotonic_s() - turned_s
 
     @property
     def assigned(self) -> frozenset[TopicPart]:
@@ -130,9 +164,11 @@ class ConsumeLoop:
         """
         try:
             self.open()
+            self.tally.turned_s = self._clock.monotonic_s()
             while not self._stopping:
                 self.turn()
         finally:
+            self.tally.turned_s = None
             self.close()
 
     def open(self) -> None:
@@ -152,6 +188,7 @@ class ConsumeLoop:
         """Take what is there, at most a batch of it, and let it take effect. Raises as `run` does."""
         with explained():
             self._turn()
+        self.tally.turned_s = self._clock.monotonic_s()
 
     def _turn(self) -> None:
         most_records = min(self._settings.batch_records, self._effect.most_records)
@@ -161,6 +198,7 @@ class ConsumeLoop:
             if self._database.is_due:
                 self._member.read_again()
             return
+        self.tally.consumed += len(fetched)
         due = self._held.due(self._clock.monotonic_s())
         messages = self._held.messages(due)
         for message in fetched:
@@ -186,10 +224,12 @@ class ConsumeLoop:
     def _take_effect(self, messages: list[Message]) -> None:
         if not messages:
             return
+        began_s = self._clock.monotonic_s()
         with self._traces.processing(self._effect.name, messages) as span:
             batch = self._sort_out(messages)
             unfinished = self._effect.take(batch, messages, self)
             span.ended("applied", failed=False)
+        self.tally.batch(len(messages), self._clock.monotonic_s() - began_s)
         self._hold(messages, batch, unfinished)
 
     def keep(self, letter: DeadLetter) -> None:
@@ -204,21 +244,28 @@ class ConsumeLoop:
                 f"it ({error}).",
                 "The consumer stops instead of skipping it: check `kinguin-streams topics plan` and the cluster.",
             ) from error
-        self.dead_lettered += 1
+        self.tally.dead_letter(letter.reason)
         self._log.warning("record_dead_lettered", position=position, reason=letter.reason, detail=letter.detail)
 
     def done(self, part: TopicPart, next_offset: int, applied: int) -> None:
         """Note that all below the offset has taken effect, `applied` records more than before. For the effect."""
         self._member.advance(part, next_offset)
-        self.applied += applied
+        self.tally.applied += applied
         if self._effect.offsets_are_kafkas:
             self._commit_if_due(COMMIT_HANDLED_EVERY_S)
+        else:
+            self.tally.stored_at_ms = self._clock.now_ms()
+
+    def will_retry(self) -> None:
+        """Note that what has failed is tried again. For the effect."""
+        self.tally.retries += 1
 
     def _commit_if_due(self, every_s: float) -> None:
         now_s = self._clock.monotonic_s()
         if now_s - self._last_commit_s >= every_s:
             self._last_commit_s = now_s
-            self._member.commit()
+            if self._member.commit() and self._effect.offsets_are_kafkas:
+                self.tally.stored_at_ms = self._clock.now_ms()
 
     def _sort_out(self, messages: list[Message]) -> Batch:
         try:

@@ -16,6 +16,7 @@ from kinguin_streams.consumers.database_wait import DatabaseWait
 from kinguin_streams.consumers.effect import Effect
 from kinguin_streams.consumers.held import HeldPartitions
 from kinguin_streams.consumers.store import PartitionSource
+from kinguin_streams.consumers.tally import Tally
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ class Membership:
         identity: Identity,
         held: HeldPartitions,
         database: DatabaseWait,
+        tally: Tally,
     ) -> None:
         """config: for a consumer of librdkafka. held, database: what pauses partitions; it forgets with them."""
         self._effect = effect
@@ -59,6 +61,7 @@ class Membership:
         self._identity = identity
         self._held = held
         self._database = database
+        self._tally = tally
         self._log = log.bind(consumer=effect.name)
         self._is_incremental = _is_incremental(config)
         self._client: ConsumerClient | None = None
@@ -70,6 +73,8 @@ class Membership:
         """The partitions that the group has given to this process."""
         self.next_offsets: dict[TopicPart, int | None] = {}
         """Of each, the offset that is to take effect next; None: none ever has."""
+        self.is_member = False
+        """Whether the group has told this process its partitions, be it none, and has not thrown it out since."""
 
     @property
     def client(self) -> ConsumerClient:
@@ -100,6 +105,7 @@ class Membership:
         finally:
             client.close()
             self._client = None
+            self.is_member = False
 
     def consume(self, most_records: int, wait_s: float) -> list[Message]:
         """Return records of this process's partitions which have not taken effect. Raises what a callback has kept."""
@@ -116,8 +122,12 @@ class Membership:
             # A rebalance inside consume() may leave records of a partition that has gone, or that came back and is
             # read again from its stored offset.
             part = TopicPart(message.topic(), message.partition())
-            if part in self.sources and message.offset() >= (self.next_offsets[part] or 0):
+            if part not in self.sources:
+                continue
+            if message.offset() >= (self.next_offsets[part] or 0):
                 messages.append(message)
+            else:
+                self._tally.duplicates += 1
         return messages
 
     def pause(self, parts: Iterable[TopicPart]) -> None:
@@ -132,16 +142,18 @@ class Membership:
         """All below the offset has taken effect."""
         self.next_offsets[part] = self._uncommitted[part] = self._moved[part] = next_offset
 
-    def commit(self) -> None:
-        """Tell Kafka how far it came, without waiting for its answer."""
+    def commit(self) -> bool:
+        """Tell Kafka how far it came, without waiting for its answer; return whether there was anything to tell."""
         if not self._uncommitted:
-            return
+            return False
         offsets = [self._offset(part, next_offset) for part, next_offset in self._uncommitted.items()]
         self._uncommitted.clear()
         try:
             self.client.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             self._log.debug("offsets_not_committed", error=str(error))
+            return False
+        return True
 
     def _offset(self, part: TopicPart, next_offset: int) -> TopicPartition:
         """Return it with the topic's id: names alone do not tell a topic from its successor."""
@@ -189,8 +201,10 @@ class Membership:
 
     def _on_assign(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
         # Raised in the client's callback an exception would pass through C; kept, it is raised as soon as consume returns.
+        self._tally.rebalances["assigned"] += 1
         try:
             self._assign(client, partitions)
+            self.is_member = True
         except Exception as error:  # noqa: BLE001 - whatever it is, `consume` raises it
             self._failure = error
 
@@ -228,6 +242,7 @@ class Membership:
         return [TopicPartition(*part, stored.get(part, OFFSET_BEGINNING)) for part in sources]
 
     def _on_revoke(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
+        self._tally.rebalances["revoked"] += 1
         parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
         if self._effect.offsets_are_kafkas:
             self._commit_and_wait(client, parts)
@@ -236,6 +251,8 @@ class Membership:
 
     def _on_lost(self, _client: ConsumerClient, partitions: list[TopicPartition]) -> None:
         """Another member may have them already: there is nothing to tell Kafka any more."""
+        self._tally.rebalances["lost"] += 1
+        self.is_member = False
         parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
         self._forget(parts)
         self._log.warning("partitions_lost", partitions=by_topic(parts))
