@@ -83,6 +83,18 @@ class Relay:
         self.told = 0
         """Records that Kafka has confirmed in this run."""
         self.leading = False
+        self._round_began_s: float | None = None
+        """When the round in hand began, as long as everything in it has been told; None: it proves nothing any more."""
+        self._all_told_s = clock.monotonic_s()
+
+    @property
+    def behind_s(self) -> float | None:
+        """For how long the oldest row may have waited, at most; None where another process has the lock.
+
+        Rows do not say since when they wait. But a round from the first key to the last that told every row of it has told
+        all that was there when it began. Any thread may ask.
+        """
+        return max(0.0, self._clock.monotonic_s() - self._all_told_s) if self.leading else None
 
     def start(self) -> None:
         """Run in a thread of its own until stopped. A failure is logged and tried again; it never ends the process."""
@@ -128,16 +140,22 @@ class Relay:
         """
         if not self._leads():
             return False
+        if self._after is None:
+            self._round_began_s = self._clock.monotonic_s()
+        # Until all of this batch is told.
+        began_s, self._round_began_s = self._round_began_s, None
         self._ask_for_topic()
         with database.explained(self._state), self._reading.connect() as connection:
             generation = live_generation(connection, self._projection.name)
             if generation is None:
+                self._all_told_s = self._clock.monotonic_s()
                 return False
             queued = outbox.peek(connection, self._projection.name, generation, BATCH_KEYS, self._after)
             states = states_of(connection, self._projection, generation, dict(queued))
         # Round and round in the order of the keys: one that is refused or changes all the time keeps nobody waiting.
         self._after = queued[-1].key if len(queued) == BATCH_KEYS else None
         if not queued:
+            self._told_since(began_s)
             return False
         records: list[tuple[Queued, OutgoingRecord | OutgoingTombstone]] = []
         for row in queued:
@@ -160,13 +178,20 @@ class Relay:
         self.told += len(told)
         if failure is not None:
             raise failure
+        self._told_since(began_s)
         return self._after is not None
+
+    def _told_since(self, began_s: float | None) -> None:
+        self._round_began_s = began_s
+        if self._after is None and began_s is not None:
+            self._all_told_s = began_s
 
     def _leads(self) -> bool:
         before, self.leading = self.leading, False
         self.leading = self._election.leads()
         if self.leading and not before:
             self._after = None
+            self._all_told_s = self._clock.monotonic_s()
             self._log.info("relay_leads")
         return self.leading
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from kinguin_streams.consumers.projection import Projection, StateKey
 from kinguin_streams.consumers.relay import Relay
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import StateStore
+from kinguin_streams.consumers.testing.driver import ManualClock
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import Derived, OrderStateRecord, ProductStateRecord, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord, OutgoingTombstone
@@ -305,6 +307,35 @@ def test_one_of_two_relays_tells_and_the_other_takes_over(orders: StateStore, lo
     other.turn()
     assert (other.leading, len(log.kept)) == (True, 2)
     assert log.table() == states(orders)
+
+
+def test_how_long_a_row_may_have_waited_is_known_without_asking_it(
+    settings: StateSettings, orders: StateStore, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kinguin_streams.consumers.relay.BATCH_KEYS", 2)
+    clock = ManualClock(datetime(2024, 1, 1, tzinfo=UTC))
+    relay = Relay(ORDER_STATE, state=settings, topics=topics(), encoder=Encoder(), sender=log, clock=clock)
+    assert relay.behind_s is None  # nobody knows yet who tells
+    tell_all(relay)
+    clock.advance(9)
+    batch = [received(order_status("processing", 0, order_id=order_id), n) for n, order_id in enumerate("ABCDE")]
+    orders.apply(batch, [advance(STATUS_TOPIC, None, 5)])
+    clock.advance(1)
+    assert relay.behind_s == 10
+    log.refuses = b"default:A"
+    with pytest.raises(PublishFailed):
+        relay.turn()
+    clock.advance(5)
+    tell_all(relay)  # the rest of the round: all but A
+    clock.advance(5)
+    with pytest.raises(PublishFailed):
+        relay.turn()
+    assert (relay.behind_s, queued(orders).keys()) == (20, {"A"})
+    log.refuses = None
+    tell_all(relay)
+    clock.advance(3)
+    assert (relay.behind_s, queued(orders)) == (3, {})
+    relay.stop()
 
 
 def test_relays_of_two_projections_do_not_wait_for_each_other(
