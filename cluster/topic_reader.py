@@ -1,11 +1,11 @@
 """Reads a fixed stretch of topics: from offsets to offsets, no group, always ends."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.cluster.topic_admin import unreachable
@@ -13,6 +13,7 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 
 REQUEST_TIMEOUT_S = 15.0
 SILENCE_TIMEOUT_S = 30.0
+GLANCE_TIMEOUT_S = 5.0
 # librdkafka stops fetching while 100,000 records wait, and looks again after this time. With its default of a second,
 # 1,000,000 records of 500 B took 4.7 s; they take 1.6 s.
 FETCH_AGAIN_AFTER_MS = 10
@@ -32,23 +33,31 @@ class TopicReader:
         preferred = {"fetch.queue.backoff.ms": FETCH_AGAIN_AFTER_MS}
         self._config = {**preferred, **config, "enable.partition.eof": True}
         self._consumer = new_client(Consumer, self._config)
+        self._glances: Consumer | None = None
 
     def bounds(self, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
         """Return the first offset that retention has left and the one after the last, of every partition.
 
         A topic that does not exist has none. Raises OperatorError("kafka_unreachable").
         """
-        found: dict[tuple[str, int], tuple[int, int]] = {}
         try:
-            for topic in topics:
-                for number in self._partitions(topic):
-                    partition = TopicPartition(topic, number)
-                    found[topic, number] = _once_more(
-                        partial(self._consumer.get_watermark_offsets, partition, timeout=REQUEST_TIMEOUT_S)
-                    )
+            return self.bounds_of((topic, number) for topic in topics for number in self._partitions(topic))
         except KafkaException as error:
             raise unreachable(error) from error
-        return found
+
+    def bounds_of(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+        """Return the same of these partitions."""
+        try:
+            return {
+                (topic, number): _once_more(
+                    partial(
+                        self._consumer.get_watermark_offsets, TopicPartition(topic, number), timeout=REQUEST_TIMEOUT_S
+                    )
+                )
+                for topic, number in partitions
+            }
+        except KafkaException as error:
+            raise unreachable(error) from error
 
     def _partitions(self, topic: str) -> list[int]:
         # By name, and not taken for missing at once: of 120 sets of topics that had just been made, a busy broker
@@ -85,6 +94,38 @@ class TopicReader:
             )
             for answer in answers
         }
+
+    def times_at(self, offsets: Offsets) -> dict[tuple[str, int], int]:
+        """Return, of each partition, the time of the first record from this offset on, in milliseconds since 1970, UTC.
+
+        A partition is left out that has no such record or time, or whose leader does not answer.
+        """
+        if not offsets:
+            return {}
+        if self._glances is None:
+            # A record of each partition is wanted, not a megabyte.
+            self._glances = new_client(
+                Consumer, {**self._config, "max.partition.fetch.bytes": 1, "fetch.wait.max.ms": 50}
+            )
+        consumer, waiting, times = self._glances, dict(offsets), {}
+        consumer.assign([TopicPartition(topic, part, offset) for (topic, part), offset in offsets.items()])
+        deadline_s = time.monotonic() + GLANCE_TIMEOUT_S
+        while waiting and (left_s := deadline_s - time.monotonic()) > 0:
+            message = consumer.poll(left_s)
+            if message is None:
+                break
+            key = (str(message.topic()), int(message.partition() or 0))
+            if (error := message.error()) is None:
+                # What an earlier call had asked for may still be on its way.
+                if key in waiting and int(message.offset() or 0) >= waiting[key]:
+                    del waiting[key]
+                    kind, at_ms = message.timestamp()
+                    if kind != TIMESTAMP_NOT_AVAILABLE:
+                        times[key] = at_ms
+            elif not error.retriable():
+                waiting.pop(key, None)
+        consumer.unassign()
+        return times
 
     def read(self, start: Offsets, end: Offsets) -> Iterator[Message]:
         """Yield every record from `start` (the beginning where it says nothing) up to, not including, `end`.
@@ -128,6 +169,8 @@ class TopicReader:
 
     def close(self) -> None:
         """Close the connection."""
+        if self._glances is not None:
+            self._glances.close()
         self._consumer.close()
 
 

@@ -44,6 +44,29 @@ def test_records_are_read_from_offset_to_offset_and_those_deleted_are_passed_ove
     reader.close()
 
 
+@pytest.mark.kafka
+def test_the_time_of_the_next_record_is_told_again_and_again(kafka: Any, topic_prefix: str) -> None:
+    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers)
+    declared = topics(topic_prefix, partitions=1)
+    admin = TopicAdmin(admin_config(settings))
+    admin.apply(plan(declared, admin.describe(declared)))
+    product, status = (declared.name(name) for name in ("product.update", "order.status"))
+    with KafkaPublisher(producer_config(settings, client_id="test"), ack_wait_s=20) as publisher:
+        for number in range(3):
+            publisher.publish(OutgoingRecord(product, b"1949", b"v", (), AT_MS + number))
+        publisher.publish(OutgoingRecord(status, b"A", b"v", (), AT_MS + 7))
+    reader = TopicReader(consumer_config(settings, group_id=topic_prefix, client_id="test"))
+    assert reader.bounds_of([(product, 0)]) == {(product, 0): (0, 3)}
+    assert reader.times_at({}) == {}
+    for offset in (1, 2, 0):
+        assert reader.times_at({(product, 0): offset, (status, 0): 0}) == {
+            (product, 0): AT_MS + offset,
+            (status, 0): AT_MS + 7,
+        }
+    assert reader.times_at({(product, 0): 3}) == {}
+    reader.close()
+
+
 def test_a_cluster_that_is_away_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kinguin_streams.cluster.topic_reader.REQUEST_TIMEOUT_S", 0.3)
     reader = TopicReader(
