@@ -1,6 +1,7 @@
 """`kinguin-streams consume WHAT`: run a sample, or a consumer of the user's own."""
 
 import signal
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from kinguin_streams.consumers.effect import Effect
     from kinguin_streams.consumers.loading import Loadable
     from kinguin_streams.consumers.loop import ConsumeLoop
+    from kinguin_streams.consumers.relay import Relay
+    from kinguin_streams.consumers.tally import Tally
+
+STUCK_GRACE_S = 60.0
+"""After the group has given the partitions away: until then a turn may still end well."""
 
 
 def consume(
@@ -32,6 +38,9 @@ def consume(
             show_default="sqlite:///.data/state.db",
         ),
     ] = None,
+    admin_port: Annotated[
+        int | None, typer.Option("--admin-port", help="port of /livez, /readyz, /metrics; 0: none", show_default="0")
+    ] = None,
 ) -> None:
     """Run a consumer: a projection, which keeps a state up to date, or an App, whose handlers are called.
 
@@ -48,27 +57,32 @@ def consume(
     from kinguin_streams.cli import wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.app import App
-    from kinguin_streams.consumers.handler_effect import MAX_POLL_INTERVAL_S, HandlerEffect
+    from kinguin_streams.consumers.handler_effect import HandlerEffect
+    from kinguin_streams.consumers.tally import Tally, count_stale
     from kinguin_streams.telemetry.logs import configure
 
-    settings = load(state={"url": state_url})
+    settings = load(state={"url": state_url}, consumer={"admin_port": admin_port})
     configure(settings.log.level, settings.log.format, in_background=True)
     consumer = _consumer(what)
+    tally = Tally()
     with wiring.publisher(settings, client_id=f"kinguin-streams-{consumer.name}") as publisher:
         if isinstance(consumer, App):
-            limit_ms = settings.kafka.config.get("max.poll.interval.ms", MAX_POLL_INTERVAL_S * 1000)
-            effect = HandlerEffect(consumer, settings.consumer, max_poll_interval_s=float(limit_ms) / 1000)
-            _run(_loop(effect, settings, publisher))
+            max_poll_interval_s = _max_poll_interval_s(settings)
+            effect = HandlerEffect(consumer, settings.consumer, max_poll_interval_s=max_poll_interval_s)
+            _run(_loop(effect, settings, publisher, tally), effect, settings, None)
             return
         from kinguin_streams.consumers import relay
         from kinguin_streams.consumers.effect import StateEffect
         from kinguin_streams.consumers.store import StateStore
 
         # After the publisher: where nobody has said where Kafka is, no database is left behind.
-        store = StateStore(settings.state, consumer)
+        projection = count_stale(consumer, tally) if settings.consumer.admin_port else consumer
+        store = StateStore(settings.state, projection)
         try:
-            with relay.running(wiring.relay(settings, consumer, publisher)):
-                _run(_loop(StateEffect(consumer, store), settings, publisher))
+            teller = wiring.relay(settings, consumer, publisher)
+            states = StateEffect(projection, store)
+            with relay.running(teller):
+                _run(_loop(states, settings, publisher, tally), states, settings, teller)
         finally:
             store.close()
 
@@ -90,7 +104,13 @@ def _consumer(what: str) -> "Loadable":
     return loading.load(what)
 
 
-def _loop(effect: "Effect", settings: "Settings", publisher: "Publisher") -> "ConsumeLoop":
+def _max_poll_interval_s(settings: "Settings") -> float:
+    from kinguin_streams.consumers.handler_effect import MAX_POLL_INTERVAL_S
+
+    return float(settings.kafka.config.get("max.poll.interval.ms", MAX_POLL_INTERVAL_S * 1000)) / 1000
+
+
+def _loop(effect: "Effect", settings: "Settings", publisher: "Publisher", tally: "Tally") -> "ConsumeLoop":
     from kinguin_streams.cli import wiring
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.telemetry.traces import traces
@@ -104,10 +124,36 @@ def _loop(effect: "Effect", settings: "Settings", publisher: "Publisher") -> "Co
         encoder=wiring.dead_letter_encoder(settings),
         publisher=publisher,
         traces=traces(f"kinguin-streams-{effect.name}"),
+        tally=tally,
     )
 
 
-def _run(loop: "ConsumeLoop") -> None:
+def _admin(
+    loop: "ConsumeLoop", effect: "Effect", settings: "Settings", relay: "Relay | None"
+) -> AbstractContextManager[None]:
+    """Return what serves the admin port meanwhile, if there is to be one."""
+    if not settings.consumer.admin_port:
+        return nullcontext()
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import consumer_config
+    from kinguin_streams.cluster.topic_reader import TopicReader
+    from kinguin_streams.consumers.admin import ConsumerAdmin
+    from kinguin_streams.consumers.watch import StateLook
+
+    stuck_after_s = settings.consumer.stuck_after_s or _max_poll_interval_s(settings) + STUCK_GRACE_S
+    name = f"{loop.group_id}-admin"  # a member of no group
+    return ConsumerAdmin(
+        loop,
+        effect,
+        settings=settings.consumer,
+        stuck_after_s=stuck_after_s,
+        reader=TopicReader(consumer_config(wiring.kafka(settings), group_id=name, client_id=name)),
+        state=None if effect.offsets_are_kafkas else StateLook(settings.state, effect.name),
+        relay=relay,
+    ).serving()
+
+
+def _run(loop: "ConsumeLoop", effect: "Effect", settings: "Settings", relay: "Relay | None") -> None:
     interrupted = False
 
     def stop(signal_number: int, _frame: "FrameType | None") -> None:
@@ -117,6 +163,7 @@ def _run(loop: "ConsumeLoop") -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    loop.run()
+    with _admin(loop, effect, settings, relay):
+        loop.run()
     if interrupted:
         raise typer.Exit(130)

@@ -98,6 +98,7 @@ def run(settings: Settings, simulation: Simulation | None, *, as_json: bool) -> 
                     "KINGUIN_INGRESS__PORT": str(settings.ingress.port),
                     "KINGUIN_INGRESS__ADMIN_PORT": str(settings.ingress.admin_port),
                     "KINGUIN_STATE__URL": settings.state.url,
+                    "KINGUIN_CONSUMER__ADMIN_PORT": "0",  # both consumers have this environment, and there is one port
                     "KINGUIN_LOG__FORMAT": "json",
                 },
             )

@@ -110,6 +110,11 @@ class ConsumeLoop:
         return self._settings.group_id(self._effect.name)
 
     @property
+    def topics(self) -> list[str]:
+        """The topics that it reads, by name."""
+        return list(self._expected)
+
+    @property
     def is_member(self) -> bool:
         """Whether this process is in its group, with partitions or as one too many."""
         return self._member.is_member

@@ -35,6 +35,27 @@ class ConsumerSettings(BaseModel):
         description="this process's own name in its group (static membership): a restart within the session moves no "
         "partition; two processes of one consumer need two",
     )
+    admin_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="/livez, /readyz, /metrics; 0: none, so that two consumers on one machine do not clash. The image's "
+        "deployments set 8082, next to the ingress's 8081",
+    )
+    admin_host: str = Field(default="127.0.0.1", description="address of the admin port")
+    stuck_after_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="/livez fails once the loop has not turned for so long; longer than a handler's call and a transaction "
+        "may take. By default a minute more than max.poll.interval.ms: by then the group has given the partitions away",
+    )
+    stop_linger_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=600,
+        description="with an admin port: how long a consumer that cannot go on waits before it exits, so that the reason is "
+        "scraped. It has left its group by then",
+    )
     batch_records: int = Field(default=10_000, ge=1, le=100_000, description="most records in one database transaction")
     batch_wait_s: float = Field(
         default=0.2, gt=0, le=10, description="longest wait for a batch to fill up; the delay of a quiet topic"
