@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from kinguin_streams.cli import config, consume, doctor, ingress, kafka, schemas, simulate, spool, state, topics, up
+from kinguin_streams.cli import (
+    config,
+    consume,
+    consumers,
+    doctor,
+    ingress,
+    kafka,
+    schemas,
+    simulate,
+    spool,
+    state,
+    topics,
+    up,
+)
 from kinguin_streams.cli.lifeline import tie_to_parent
 from kinguin_streams.cli.output import talk
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -30,6 +43,7 @@ app.command("up")(up.up)
 app.command("ingress")(ingress.ingress)
 app.add_typer(spool.app, name="spool")
 app.command("consume", no_args_is_help=True)(consume.consume)
+app.add_typer(consumers.app, name="consumers")
 app.command("simulate")(simulate.simulate)
 app.add_typer(state.app, name="state")
 app.add_typer(kafka.app, name="kafka")
