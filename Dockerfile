@@ -39,18 +39,19 @@ RUN groupadd --system --gid 10001 streams \
  && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/kinguin-streams --no-create-home --shell /usr/sbin/nologin streams \
  && install -d -o 10001 -g 10001 -m 0750 /var/lib/kinguin-streams
 COPY --from=build /opt/kinguin-streams /opt/kinguin-streams
-# The ingress listens on one address for webhooks and probes; inside a container that has to be every address. It refuses to
+# Inside a container, webhooks and probes have to be listened for on every address. The ingress refuses to
 # start without a volume: what it has answered 204 while Kafka was away must outlive the container.
 ENV PATH=/opt/kinguin-streams/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     KINGUIN_INGRESS__HOST=0.0.0.0 \
+    KINGUIN_CONSUMER__ADMIN_HOST=0.0.0.0 \
     KINGUIN_LOCAL__DATA_DIR=/var/lib/kinguin-streams \
     KINGUIN_SPOOL__PATH=/var/lib/kinguin-streams/spool \
     KINGUIN_SPOOL__REQUIRE_DURABLE=true
 WORKDIR /var/lib/kinguin-streams
 USER 10001:10001
-EXPOSE 8080 8081
+EXPOSE 8080 8081 8082
 STOPSIGNAL SIGTERM
 # For the ingress: ready is what /readyz says. A consumer needs a check of its own, see docker-compose.yml.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 \

@@ -190,14 +190,17 @@ if [ "${SMOKE_PROFILE:-}" = observability ]; then
   say "asking Prometheus for its targets and rules"
   if start_if_available prometheus; then
     wait_for_answer "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/targets" 'sorted((t["labels"]["job"], t["health"])
-      for t in answer["data"]["activeTargets"]) == [("haproxy", "up"), ("ingress", "up"), ("ingress", "up")]'
+      for t in answer["data"]["activeTargets"]) ==
+      [("consumers", "up"), ("consumers", "up"), ("haproxy", "up"), ("ingress", "up"), ("ingress", "up")]'
     wait_for_answer "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/rules" "[rule['health'] for group in answer['data']['groups']
       for rule in group['rules']] == ['ok'] * $(grep -c -- '- alert:' deploy/prometheus/rules.yml)"
   fi
-  say "asking Grafana for the dashboard"
+  say "asking Grafana for the dashboards"
   if start_if_available grafana; then
-    read -r dashboard < <(python3 -c 'import json; print(json.load(open("deploy/grafana/provisioning/dashboards/ingress.json"))["uid"])')
-    wait_for_answer "http://127.0.0.1:$GRAFANA_PORT/api/dashboards/uid/$dashboard" 'answer["dashboard"]["panels"] and answer["meta"]["provisioned"]'
+    for file in deploy/grafana/provisioning/dashboards/*.json; do
+      read -r dashboard < <(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["uid"])' "$file")
+      wait_for_answer "http://127.0.0.1:$GRAFANA_PORT/api/dashboards/uid/$dashboard" 'answer["dashboard"]["panels"] and answer["meta"]["provisioned"]'
+    done
   fi
 fi
 

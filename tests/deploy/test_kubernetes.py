@@ -200,6 +200,25 @@ def test_two_processes_never_write_one_database(name: str) -> None:
     assert claims == [name]
 
 
+@pytest.mark.parametrize("name", ["order-state", "product-changes"])
+def test_a_consumer_is_probed_on_its_own_admin_port(name: str) -> None:
+    template = one("Deployment", name)["template"]
+    (container,) = template["spec"]["containers"]
+    environment = {env["name"]: env["value"] for env in container["env"]}
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
+        "admin": int(environment["KINGUIN_CONSUMER__ADMIN_PORT"])
+    }
+    assert (
+        container["startupProbe"]["httpGet"]
+        == container["livenessProbe"]["httpGet"]
+        == {"path": "/livez", "port": "admin"}
+    )
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
+    service = one("Service", "consumers-admin")
+    assert service["selector"].items() <= template["metadata"]["labels"].items()
+    assert one("NetworkPolicy", "consumers")["podSelector"]["matchLabels"] == service["selector"]
+
+
 def test_a_volume_without_a_pod_is_drained_where_an_ingress_would_have_looked() -> None:
     stateful = one("StatefulSet", "ingress")
     (ingress,) = stateful["template"]["spec"]["containers"]

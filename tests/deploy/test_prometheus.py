@@ -13,6 +13,9 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from tests.conftest import KafkaCluster
+from tests.consumers.consuming_process import consuming
+from tests.consumers.deliveries import order_status as consumed_status
+from tests.consumers.kafka_streams import Streams, wait_until
 from tests.deploy.proxies import ROOT, Backend, program, running_proxy
 from tests.ingress.running_ingress import Connection, new_id, order_status, request_bytes, running_ingress, samples
 
@@ -21,7 +24,10 @@ GRAFANA = ROOT / "deploy" / "grafana" / "provisioning"
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((PROMETHEUS / "rules.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
 ]
-DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "ingress.json").read_text("utf-8"))
+DASHBOARDS: list[dict[str, Any]] = [
+    json.loads(file.read_text("utf-8")) for file in sorted((GRAFANA / "dashboards").glob("*.json"))
+]
+PANELS: list[dict[str, Any]] = [panel for dashboard in DASHBOARDS for panel in dashboard["panels"]]
 PANEL = {
     "type": "object",
     "required": ["id", "type", "title", "datasource", "gridPos", "targets", "fieldConfig", "options"],
@@ -76,7 +82,7 @@ DASHBOARD_SCHEMA = {
         }
     },
 }
-"""What Grafana needs of a dashboard in a file, as far as this one uses it."""
+"""What Grafana needs of a dashboard in a file, as far as these use it."""
 
 
 def promtool(*arguments: str | Path, stdin: str | None = None) -> str:
@@ -118,12 +124,13 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_the_dashboard_has_the_form_that_grafana_reads_and_no_panel_covers_another() -> None:
-    jsonschema.Draft202012Validator(DASHBOARD_SCHEMA).validate(DASHBOARD)
-    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard["uid"])
+def test_a_dashboard_has_the_form_that_grafana_reads_and_no_panel_covers_another(dashboard: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator(DASHBOARD_SCHEMA).validate(dashboard)
+    ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
     taken: set[tuple[int, int]] = set()
-    for panel in DASHBOARD["panels"]:
+    for panel in dashboard["panels"]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24, panel["title"]
         cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
@@ -131,15 +138,16 @@ def test_the_dashboard_has_the_form_that_grafana_reads_and_no_panel_covers_anoth
         taken |= cells
 
 
-def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+def test_grafana_finds_prometheus_and_the_dashboards() -> None:
+    assert {dashboard["uid"] for dashboard in DASHBOARDS} == {"kinguin-ingress", "kinguin-consumers"}
     (source,) = yaml.safe_load((GRAFANA / "datasources" / "prometheus.yml").read_text("utf-8"))["datasources"]
     (provider,) = yaml.safe_load((GRAFANA / "dashboards" / "dashboards.yml").read_text("utf-8"))["providers"]
     assert (source["uid"], source["type"], source["url"]) == ("prometheus", "prometheus", "http://prometheus:9090")
     assert provider["options"]["path"] == "/etc/grafana/provisioning/dashboards"
 
 
-@pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: panel["title"])
-def test_prometheus_can_read_every_expression_of_the_dashboard(panel: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_prometheus_can_read_every_expression_of_the_dashboards(panel: dict[str, Any], tmp_path: Path) -> None:
     rules = [
         {"record": "panel:expression", "expr": target["expr"].replace("$__rate_interval", "1m")}
         for target in panel["targets"]
@@ -178,6 +186,24 @@ def scrapes(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         yield ingress.admin("/metrics").body.decode(), of_haproxy
 
 
+@pytest.fixture(scope="module")
+def consumer_scrapes(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a consumer says of itself that has read good and bad records, and one that cannot go on."""
+    streams = Streams(kafka.bootstrap_servers, f"t{uuid4().hex[:12]}").make()
+    streams.write(consumed_status("processing"))
+    streams.write_bytes("order.status", [b"no Avro"])
+    found = []
+    with consuming(streams, tmp_path_factory.mktemp("consumer")) as consumer:
+        consumer.wait_for_metric("outbox_published_total", 1)
+        wait_until(lambda: "lag_seconds order.status 0" in consumer.metrics(), "a look at the topics")
+        found.append(consumer.ask("/metrics")[1])
+    unmade = Streams(kafka.bootstrap_servers, f"{streams.prefix}.unmade")
+    with consuming(unmade, tmp_path_factory.mktemp("stopped")) as consumer:
+        consumer.wait_for_metric("stopped topic_missing", 1)
+        found.append(consumer.ask("/metrics")[1])
+    return found
+
+
 def selectors(expression: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each metric of a PromQL expression with the labels that it is selected by, and those that it is summed by."""
     for name, labels in re.findall(r"\b((?:kinguin|haproxy)_\w+)(?:\{([^}]*)\})?", expression):
@@ -186,16 +212,18 @@ def selectors(expression: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 EXPRESSIONS: Sequence[str] = [
     *(rule["expr"] for rule in RULES),
-    *(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]),
+    *(target["expr"] for panel in PANELS for target in panel["targets"]),
 ]
 OF_THE_SCRAPER = {"job", "instance"}
 
 
 @pytest.mark.kafka
-def test_every_metric_in_alerts_and_dashboard_is_really_scraped(scrapes: tuple[str, str]) -> None:
+def test_every_metric_in_alerts_and_dashboards_is_really_scraped(
+    scrapes: tuple[str, str], consumer_scrapes: list[str]
+) -> None:
     known: dict[str, set[str]] = {}
     values: dict[tuple[str, str], set[str]] = {}
-    for name, labels in (key for scrape in scrapes for key in samples(scrape)):
+    for name, labels in (key for scrape in (*scrapes, *consumer_scrapes) for key in samples(scrape)):
         known.setdefault(name, set()).update(label for label, _ in labels)
         for label, value in labels:
             values.setdefault((name, label), set()).add(value)
@@ -207,7 +235,7 @@ def test_every_metric_in_alerts_and_dashboard_is_really_scraped(scrapes: tuple[s
             assert selected.keys() <= known[name] | OF_THE_SCRAPER, (name, selected)
             for label, value in selected.items():
                 found = values.get((name, label), set())
-                # Kafka's and the disk's refusals cannot be had in passing; their names are in docs/http.md.
+                # Kafka's and the disk's refusals cannot be had in passing; their names are in the documents.
                 assert value in found or label == "reason", (name, label, value, found)
     by = {
         label
@@ -220,7 +248,8 @@ def test_every_metric_in_alerts_and_dashboard_is_really_scraped(scrapes: tuple[s
 
 @pytest.mark.kafka
 def test_the_reasons_that_alerts_look_for_are_documented() -> None:
-    reasons = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "http.md").read_text("utf-8"), re.MULTILINE))
+    texts = [(ROOT / "docs" / page).read_text("utf-8") for page in ("http.md", "consuming.md")]
+    reasons = {reason for text in texts for reason in re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)}
     for expression in EXPRESSIONS:
         for _, labels in selectors(expression):
             if "reason" in labels:
@@ -229,6 +258,16 @@ def test_the_reasons_that_alerts_look_for_are_documented() -> None:
 
 
 @pytest.mark.kafka
-def test_the_metrics_of_the_ingress_have_the_form_that_prometheus_recommends(scrapes: tuple[str, str]) -> None:
-    said = promtool("check", "metrics", stdin=scrapes[0])
-    assert said == ""
+def test_our_metrics_have_the_form_that_prometheus_recommends(
+    scrapes: tuple[str, str], consumer_scrapes: list[str]
+) -> None:
+    for scrape in (scrapes[0], *consumer_scrapes):
+        assert promtool("check", "metrics", stdin=scrape) == ""
+
+
+@pytest.mark.kafka
+def test_every_metric_of_a_consumer_is_in_the_document_and_no_other(consumer_scrapes: list[str]) -> None:
+    scraped = {name for scrape in consumer_scrapes for name in re.findall(r"^# TYPE (\w+)", scrape, re.MULTILINE)}
+    page = (ROOT / "docs" / "consuming.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `(kinguin_\w+)`", page, re.MULTILINE))
+    assert documented == scraped

@@ -252,6 +252,18 @@ def test_an_ingress_has_the_time_that_it_may_take_to_stop_and_haproxy_the_time_t
     assert pre_stop_s > inter_s * fall + check_s
 
 
+def test_consumers_are_probed_and_scraped_on_the_admin_port_that_they_are_given() -> None:
+    services = yaml.safe_load(COMPOSE)["services"]
+    jobs = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
+    (discovery,) = next(job["dns_sd_configs"] for job in jobs if job["job_name"] == "consumers")
+    assert discovery["names"] == ["order-state", "product-changes"]
+    for name in discovery["names"]:
+        assert services[name]["environment"]["KINGUIN_CONSUMER__ADMIN_PORT"] == discovery["port"]
+        assert f"'127.0.0.1', {discovery['port']}" in services[name]["healthcheck"]["test"][-1]
+        assert "ports" not in services[name]
+    assert "KINGUIN_CONSUMER__ADMIN_HOST=0.0.0.0" in DOCKERFILE
+
+
 def test_the_image_spools_on_its_volume_and_refuses_to_spool_without_one() -> None:
     assert "KINGUIN_SPOOL__PATH=/var/lib/kinguin-streams/spool" in DOCKERFILE
     assert "KINGUIN_SPOOL__REQUIRE_DURABLE=true" in DOCKERFILE
