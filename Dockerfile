@@ -16,6 +16,7 @@ COPY cli cli
 COPY cluster cluster
 COPY consumers consumers
 COPY ingress ingress
+COPY replay replay
 COPY schemas schemas
 COPY simulator simulator
 COPY telemetry telemetry

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("cli", "cluster", "consumers", "ingress", "schemas", "simulator", "telemetry")
+ROOMS = ("cli", "cluster", "consumers", "ingress", "replay", "schemas", "simulator", "telemetry")
 TIMEOUT_S = 240
 
 
