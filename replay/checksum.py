@@ -1,0 +1,54 @@
+"""How many records there are and which, whatever their order: what a replay's proof compares. Pure."""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Self
+
+import msgspec
+
+from kinguin_streams.replay.record import Record
+
+REPLAY_PREFIX = "replay-"
+"""Headers of this prefix say how a copy came about; they are no part of what a record is."""
+
+_MODULUS = 1 << 128
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """A multiset of records, in three numbers that add up.
+
+    bytes: of keys, values and headers, with a few for each one's length. checksum: the sum of the records' digests
+    modulo 2^128, in hex: equal for equal multisets in any order, and for different ones only by a chance of 2^-128.
+    """
+
+    records: int = 0
+    bytes: int = 0
+    checksum: str = f"{0:032x}"
+
+    def __add__(self, other: Self) -> "Tally":
+        total = (int(self.checksum, 16) + int(other.checksum, 16)) % _MODULUS
+        return Tally(self.records + other.records, self.bytes + other.bytes, f"{total:032x}")
+
+
+def tally(records: Iterable[Record]) -> Tally:
+    """Return the tally of records as they are. Of a copy, take `replay-` headers out first: see `without_replay_headers`.
+
+    A record's digest is BLAKE2b of the MessagePack of [timestamp, key, value, [[header, value], …]]: every length is
+    written, so that no two records have one encoding, and it takes a third of the time of doing the same in Python. Where
+    a record lies (topic, partition, offset) is no part of it.
+    """
+    count = size = total = 0
+    from_bytes = int.from_bytes
+    for _topic, _partition, _offset, timestamp_ms, key, value, headers in records:
+        encoded = _encode((timestamp_ms, key, value, headers))
+        total += from_bytes(blake2b(encoded, digest_size=16).digest(), "big")
+        size += len(encoded)
+        count += 1
+    return Tally(count, size, f"{total % _MODULUS:032x}")
+
+
+def without_replay_headers(record: Record) -> Record:
+    """Return the record as it was before it was copied."""
+    kept = tuple(header for header in record.headers if not header[0].startswith(REPLAY_PREFIX))
+    return record if len(kept) == len(record.headers) else record._replace(headers=kept)

@@ -1,0 +1,298 @@
+"""The run of a replay: from a source through the filters, at a pace, into a target; resumable, and proven at the end.
+
+The order of its steps is the guarantee. A checkpoint goes into the receipt only after the target has said that everything
+before it is durable; what is in the target and after the checkpoint is found again by the target itself. So each selected
+record gets into the target once, whenever the process dies.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from kinguin_streams.replay.checksum import Tally, tally
+from kinguin_streams.replay.filters import Filters
+from kinguin_streams.replay.pace import Pace
+from kinguin_streams.replay.plan import Plan
+from kinguin_streams.replay.receipt import Checkpoint, Gap, Mark, Positions, Proof, Receipt, partition_name
+from kinguin_streams.replay.record import Record
+from kinguin_streams.schemas.codec import RegistryNeeded, UnknownSchema
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
+
+_NAP_S = 0.1
+
+
+class Source(Protocol):
+    """Where records come from: see topic_source.py."""
+
+    @property
+    def gaps(self) -> Sequence[Gap]:
+        """What was to be read and is not there any more, as found so far."""
+        ...
+
+    def read(self, start: Positions) -> Iterator[Sequence[Record]]:
+        """Yield the records of the plan's windows, each partition in order, from `start`, or the window's own where it says nothing.
+
+        Ends by itself: the ends of the windows are fixed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class Landed(Protocol):
+    """Source records that the target holds already, although the last checkpoint does not know of them."""
+
+    def __contains__(self, position: object, /) -> bool:
+        """position: (topic, partition, offset) of the source."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Target(Protocol):
+    """Where records go: see topic_target.py."""
+
+    def open(self, mark: Mark | None) -> Landed:
+        """Get ready to write, after the last `sync` of this replay, or for the first time (None).
+
+        What was written after that `sync` by a process that died is either undone now, or returned, so that it is not
+        written again.
+        """
+        ...
+
+    def carried(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Return the records as they will be found in the target, without its `replay-` headers: what is proven."""
+        ...
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Take records, as `carried` returned them. They need not be durable yet. Raises OperatorError if one never will be."""
+        ...
+
+    def sync(self) -> Mark:
+        """Return once everything written is durable, with what `open` needs to go on from here. Raises OperatorError."""
+        ...
+
+    def read_back(self) -> Iterator[Sequence[Record]]:
+        """Yield what this replay has written, as it lies there now, without the `replay-` headers."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+Progress = Callable[[int, int, str], None]
+"""done, total (at most), a note."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _silent(_done: int, _total: int, _note: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """How a run is watched and stopped. stop: asked often; True ends the run at a checkpoint."""
+
+    progress: Progress = _silent
+    stop: Callable[[], bool] = _never
+    checkpoint_s: float = 5.0
+    checkpoint_records: int = 250_000
+    batch_records: int = 5_000
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(kw_only=True)
+class Moved:
+    """What a run has done so far, all processes of the replay together."""
+
+    written: Tally = field(default_factory=Tally)
+    filtered: Tally = field(default_factory=Tally)
+    interrupted: bool = False
+
+    @property
+    def read(self) -> Tally:
+        """What was read: the written and the filtered ones."""
+        return self.written + self.filtered
+
+
+def run(source: Source, target: Target, filters: Filters, receipt: Receipt, watch: Watch | None = None) -> Moved:
+    """Move what the receipt's plan says, from its last checkpoint on. Returns at the end, or at a checkpoint when stopped.
+
+    Raises OperatorError for what stops it otherwise; the receipt says so, and the replay can be resumed from it.
+    """
+    run_ = _Run(source, target, filters, receipt, watch or Watch())
+    try:
+        return run_.go()
+    except OperatorError as error:
+        receipt.failed(f"{error.code}: {error.what}")
+        raise
+
+
+class _Run:
+    def __init__(self, source: Source, target: Target, filters: Filters, receipt: Receipt, watch: Watch) -> None:
+        self._source, self._target, self._filters, self._receipt, self._watch = source, target, filters, receipt, watch
+        contents = receipt.contents()
+        self._plan: Plan = contents.plan
+        last = contents.checkpoint
+        self._mark: Mark | None = None if last is None else last.mark
+        self._positions: dict[tuple[str, int], int] = {} if last is None else last.offsets()
+        self._moved = Moved() if last is None else Moved(written=last.written, filtered=last.filtered)
+        self._undecodable_before = contents.undecodable
+        self._gaps_noted = 0
+        self._pace = Pace(self._plan.pace, watch.clock())
+        self._total = self._plan.records
+        self._since_checkpoint = 0
+        self._checkpoint_at_s = 0.0
+
+    def go(self) -> Moved:
+        self._receipt.begun()
+        landed = self._target.open(self._mark)
+        if self._mark is None:
+            self._checkpoint()  # where the target begins, before the first record is in it
+        elif self._filters.distinct:
+            self._remember()
+        log.info("replay_begins", replay_id=self._plan.replay_id, landed=len(landed))
+        for batch in self._source.read(dict(self._positions)):
+            for chunk in self._chunks(batch):
+                self._move(chunk, landed)
+                if self._watch.stop():
+                    self._checkpoint()
+                    self._receipt.interrupted()
+                    self._moved.interrupted = True
+                    return self._moved
+        self._checkpoint()
+        self._receipt.written()
+        return self._moved
+
+    def _remember(self) -> None:
+        """Event ids do not outlive their process: those that were replayed are in the target."""
+        for batch in self._target.read_back():
+            for record in batch:
+                self._filters.remember(record)
+
+    def _chunks(self, batch: Sequence[Record]) -> Iterator[Sequence[Record]]:
+        if not self._pace.limited:
+            yield batch
+            return
+        size = self._pace.chunk_records(len(batch))
+        for begin in range(0, len(batch), size):
+            yield batch[begin : begin + size]
+
+    def _move(self, batch: Sequence[Record], landed: Landed) -> None:
+        """Filter, write, count. A record that is in the target already was selected when it was written."""
+        there: Sequence[Record] = ()
+        fresh = batch
+        if len(landed):
+            there = [record for record in batch if record[:3] in landed]
+            if there:
+                fresh = [record for record in batch if record[:3] not in landed]
+        kept, dropped = self._split(fresh)
+        kept = self._target.carried(kept)
+        self._target.write(kept)
+        moved = tally(kept)
+        self._moved.written += moved
+        if there:
+            self._moved.written += tally(self._target.carried(there))
+        if dropped:
+            self._moved.filtered += tally(self._target.carried(dropped))
+        for topic, partition, offset, *_ in batch:
+            self._positions[topic, partition] = offset + 1
+        self._since_checkpoint += len(batch)
+        self._note_gaps()
+        if self._is_due():
+            self._checkpoint()
+        self._show()
+        if self._pace.limited:
+            self._wait(self._pace.wait_s(moved.records, moved.bytes, self._watch.clock()))
+
+    def _split(self, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+        try:
+            return self._filters.split(records)
+        except (UnknownSchema, RegistryNeeded) as error:
+            raise OperatorError(
+                "schema_unknown",
+                f"A filter has to look into a record that cannot be read here: {error}.",
+                "Set KINGUIN_REGISTRY__URL, or upgrade to a version that ships the schema, and resume.",
+            ) from error
+
+    def _is_due(self) -> bool:
+        return (
+            self._since_checkpoint >= self._watch.checkpoint_records
+            or self._watch.clock() - self._checkpoint_at_s >= self._watch.checkpoint_s
+        )
+
+    def _checkpoint(self) -> None:
+        self._mark = self._target.sync()  # first durable, then noted
+        self._receipt.checkpoint(
+            Checkpoint(
+                positions={partition_name(*key): offset for key, offset in sorted(self._positions.items())},
+                written=self._moved.written,
+                filtered=self._moved.filtered,
+                mark=self._mark,
+            ),
+            self._undecodable_before + self._filters.undecodable,
+        )
+        self._since_checkpoint = 0
+        self._checkpoint_at_s = self._watch.clock()
+
+    def _note_gaps(self) -> None:
+        gaps = self._source.gaps
+        for gap in gaps[self._gaps_noted :]:
+            log.warning("retention_was_faster", topic=gap.topic, partition=gap.partition, start=gap.start, end=gap.end)
+            self._receipt.gap(gap)
+        self._gaps_noted = len(gaps)
+
+    def _show(self) -> None:
+        written, filtered = self._moved.written.records, self._moved.filtered.records
+        note = f"{written:,} written" + (f", {filtered:,} filtered" if filtered else "")
+        self._watch.progress(written + filtered, self._total, note)
+
+    def _wait(self, wait_s: float) -> None:
+        """Wait in naps, so that whoever stops the replay need not wait along; a checkpoint is due in between too."""
+        until_s = self._watch.clock() + wait_s
+        while (left_s := until_s - self._watch.clock()) > 0 and not self._watch.stop():
+            self._watch.sleep(min(left_s, _NAP_S))
+
+
+def prove(target: Target, receipt: Receipt, name: str, watch: Watch | None = None) -> Proof | None:
+    """Read the target back, compare it with what was written, and note it. None if it was stopped; it can be resumed."""
+    watch = watch or Watch()
+    contents = receipt.contents()
+    written = contents.checkpoint.written if contents.checkpoint is not None else Tally()
+    found = Tally()
+    for batch in target.read_back():
+        found += tally(batch)
+        watch.progress(found.records, written.records, "read back")
+        if watch.stop():
+            return None
+    proof = Proof(written=written, found=found, target=name)
+    receipt.proven(proof)
+    return proof
+
+
+def unchanged(before: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
+    """Raise OperatorError("identity_changed") unless topics, cluster and files are the ones that the plan was made for."""
+    for name, value in before.items():
+        if now.get(name) != value:
+            raise OperatorError(
+                "identity_changed",
+                f"The {what} is not what it was when the replay was planned: {name} was {value} and is {now.get(name)}.",
+                "It was deleted and made anew, or this is another cluster. Make the replay anew.",
+            )
+
+
+def limits(plan: Plan) -> dict[tuple[str, int], tuple[int | None, int | None]]:
+    """Return the times of a plan's windows, for Filters."""
+    return {(window.topic, window.partition): (window.from_ms, window.until_ms) for window in plan.windows}
