@@ -15,7 +15,7 @@ import structlog
 from kinguin_streams.replay.checksum import Tally, tally
 from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.pace import Pace
-from kinguin_streams.replay.plan import Plan
+from kinguin_streams.replay.plan import Plan, Window
 from kinguin_streams.replay.receipt import Checkpoint, Gap, Mark, Positions, Proof, Receipt, partition_name
 from kinguin_streams.replay.record import Record
 from kinguin_streams.schemas.codec import RegistryNeeded, UnknownSchema
@@ -293,6 +293,6 @@ def unchanged(before: Mapping[str, str], now: Mapping[str, str], what: str) -> N
             )
 
 
-def limits(plan: Plan) -> dict[tuple[str, int], tuple[int | None, int | None]]:
-    """Return the times of a plan's windows, for Filters."""
-    return {(window.topic, window.partition): (window.from_ms, window.until_ms) for window in plan.windows}
+def limits_of(windows: Sequence[Window]) -> dict[tuple[str, int], tuple[int | None, int | None]]:
+    """Return the times of windows, for Filters."""
+    return {(window.topic, window.partition): (window.from_ms, window.until_ms) for window in windows}

@@ -1,0 +1,347 @@
+"""A topic as a replay's target: key, headers and time as they were, the same partition where there is one, each record once.
+
+Two headers are added: `replay-id`, and `replay-source` with topic/partition/offset. They are what a resumed replay finds its
+own records by, and what the proof is read from.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
+
+from kinguin_streams.cluster.connection import new_client
+from kinguin_streams.replay.checksum import REPLAY_PREFIX
+from kinguin_streams.replay.plan import Window
+from kinguin_streams.replay.receipt import Mark
+from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.run import Landed
+from kinguin_streams.replay.survey import TopicFacts, list_ends
+from kinguin_streams.replay.topic_source import TopicSource
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
+
+REPLAY_ID = "replay-id"
+REPLAY_SOURCE = "replay-source"
+REPLAY_TIMESTAMP = "replay-timestamp"
+Timestamp = Literal["keep", "now"]
+
+# Whoever reads the copy must not take it for a part of the trace in which the original was made, nor for an earlier copy.
+_TRACE_AND_HOPS = frozenset(
+    {
+        *("traceparent", "tracestate", "baggage", "b3", "uber-trace-id", "x-amzn-trace-id", "x-cloud-trace-context"),
+        *("x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags", "x-request-id"),
+    }
+)
+_ANY_PARTITION = -1  # the producer's own choice: murmur2 of the key, as every publisher of ours
+_SETTLE_S = 1.0
+
+
+class _Carried(dict[str, bool]):
+    """Header name to whether a copy carries it; each name is looked at once."""
+
+    def __missing__(self, name: str) -> bool:
+        lower = name.lower()
+        carried = lower not in _TRACE_AND_HOPS and not lower.startswith(REPLAY_PREFIX)
+        if len(self) < 1_000:
+            self[name] = carried
+        return carried
+
+
+class LandedOffsets:
+    """Source offsets that were found in the target."""
+
+    def __init__(self) -> None:
+        self._offsets: dict[tuple[str, int], set[int]] = {}
+        self._count = 0
+
+    def add(self, source: bytes) -> None:
+        """Take in what a `replay-source` header says."""
+        topic, partition, offset = source.decode().rsplit("/", 2)
+        offsets = self._offsets.setdefault((topic, int(partition)), set())
+        before = len(offsets)
+        offsets.add(int(offset))
+        self._count += len(offsets) - before
+
+    def __contains__(self, position: object) -> bool:
+        if not isinstance(position, tuple):
+            return False
+        topic, partition, offset = position
+        return offset in self._offsets.get((topic, partition), ())
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class TopicTarget:
+    """A Target over a topic that exists."""
+
+    def __init__(
+        self,
+        topic: str,
+        partitions: int,
+        replay_id: str,
+        *,
+        producer: Mapping[str, Any],
+        admin: Mapping[str, Any],
+        reader: dict[str, Any],
+        same_partition: frozenset[str] = frozenset(),
+        timestamp: Timestamp = "keep",
+        batch_records: int = 5_000,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """partitions: of the target. same_partition: source topics with as many.
+
+        producer, admin: from cluster.connection; reader: from topic_source.source_config(…, committed=False), since open
+        transactions of others must not hide our records. timestamp: "now" writes the time of writing, and keeps the old
+        one in `replay-timestamp`.
+        """
+        self._topic, self._partitions = topic, partitions
+        self._id = replay_id.encode()
+        self._same_partition = same_partition
+        self._timestamp: Timestamp = timestamp
+        self._reader, self._batch_records, self._sleep = reader, batch_records, sleep
+        self._carried = _Carried()
+        self._failure: str | None = None
+        self._start: dict[int, int] = {}
+        self._admin = new_client(AdminClient, admin)
+        self._producer = new_client(
+            Producer,
+            # Only failures are told: a call for each record that went well would cost a quarter of the speed.
+            {**producer, "delivery.report.only.error": True, "on_delivery": self._not_delivered},
+        )
+
+    def open(self, mark: Mark | None) -> Landed:
+        """Return what this replay has written after its last `sync`. Raises OperatorError("kafka_unreachable"), …
+
+        A process that was killed may have left requests on their way: the end of the topic has to stand still for a second.
+        """
+        landed = LandedOffsets()
+        ends = list_ends(self._admin, self._topic, self._partitions)
+        if mark is None:
+            self._start = ends
+            return landed
+        self._start = {int(number): offset for number, offset in mark["start"].items()}
+        scanned = {int(number): offset for number, offset in mark["ends"].items()}
+        while True:
+            for record in self._ours(scanned, ends):
+                landed.add(_header(record, REPLAY_SOURCE))
+            scanned = ends
+            self._sleep(_SETTLE_S)
+            ends = list_ends(self._admin, self._topic, self._partitions)
+            if ends == scanned or not self._any_ours(scanned, ends):
+                return landed
+
+    def _any_ours(self, start: Mapping[int, int], ends: Mapping[int, int]) -> bool:
+        return any(True for _ in self._ours(start, ends))
+
+    def carried(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Return the records without the headers of traces, hops and earlier replays."""
+        carried = self._carried
+        found: list[Record] = []
+        for record in records:
+            headers = tuple([header for header in record.headers if carried[header[0]]])
+            if len(headers) != len(record.headers):
+                found.append(Record(*record[:6], headers))
+            else:
+                found.append(record)
+        return found
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Hand records to the producer; it waits while its queue is full.
+
+        Raises OperatorError: "not_delivered", "no_timestamp" for a record whose time cannot be kept: it has none, or one
+        that Kafka's client takes for "now".
+        """
+        produce, target, replay_id = self._producer.produce, self._topic, (REPLAY_ID, self._id)
+        keep, same_partition = self._timestamp == "keep", self._same_partition
+        for topic, partition, offset, timestamp_ms, key, value, headers in records:
+            added: Any = [*headers, replay_id, (REPLAY_SOURCE, b"%s/%d/%d" % (topic.encode(), partition, offset))]
+            if keep:
+                if timestamp_ms is None or timestamp_ms <= 0:
+                    raise _no_timestamp(topic, partition, offset)
+                written_ms = timestamp_ms
+            else:
+                added.append((REPLAY_TIMESTAMP, b"" if timestamp_ms is None else b"%d" % timestamp_ms))
+                written_ms = time.time_ns() // 1_000_000
+            to = partition if topic in same_partition else _ANY_PARTITION
+            while True:
+                try:
+                    produce(target, value, key, partition=to, timestamp=written_ms, headers=added)
+                    break
+                except BufferError:
+                    self._producer.poll(0.05)
+                    self._check()
+                except KafkaException as error:
+                    raise _refused(target, topic, partition, offset, error.args[0]) from error
+        self._producer.poll(0)
+        self._check()
+
+    def sync(self) -> Mark:
+        """Return once every record has been acknowledged by all in-sync replicas. Raises OperatorError("not_delivered")."""
+        try:
+            # That nothing is left says only that all were reported; that none was reported as failed says the rest.
+            while self._producer.flush(1.0):
+                self._check()
+        except KafkaException as error:
+            self._failure = self._failure or error.args[0].str()
+        self._check()
+        ends = list_ends(self._admin, self._topic, self._partitions)
+        return {"start": _by_name(self._start), "ends": _by_name(ends)}
+
+    def read_back(self) -> Iterator[Sequence[Record]]:
+        """Yield what lies in the topic of this replay: after the end that it had when the replay began."""
+        added = 2 if self._timestamp == "keep" else 3
+        ours = (REPLAY_ID, self._id)
+        for batch in self._read(self._start, list_ends(self._admin, self._topic, self._partitions)):
+            found = [
+                record._replace(headers=record.headers[:-added])
+                for record in batch
+                if len(record.headers) >= added and record.headers[-added] == ours
+            ]
+            if self._timestamp == "now":
+                times = [record.headers[-1][1] for record in batch if record.headers[-added:][:1] == (ours,)]
+                found = [
+                    record._replace(timestamp_ms=int(stamp) if stamp else None)
+                    for record, stamp in zip(found, times, strict=True)
+                ]
+            yield found
+
+    def _ours(self, start: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Record]:
+        for batch in self._read(start, ends):
+            for record in batch:
+                if (REPLAY_ID, self._id) in record.headers:
+                    yield record
+
+    def _read(self, start: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Sequence[Record]]:
+        windows = [
+            Window(topic=self._topic, partition=number, start=start.get(number, 0), end=end, earliest=0, latest=end)
+            for number, end in ends.items()
+        ]
+        yield from TopicSource(self._reader, windows, self._batch_records).read({})
+
+    def _not_delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and self._failure is None:
+            self._failure = f"{error.name()}: {error.str()}"
+            log.error("record_not_delivered", topic=self._topic, partition=message.partition(), error=self._failure)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise OperatorError(
+                "not_delivered",
+                f"Kafka has not confirmed every record for {self._topic}: {self._failure}.",
+                "Mend the cause and run `replay resume`: it finds out what is there, and writes the rest.",
+            )
+
+    def close(self) -> None:
+        """Let go of the producer; what it still holds is found by a resumed replay, or was never confirmed."""
+        try:
+            if self._failure is None:
+                self._producer.flush(5.0)
+        except KafkaException as error:
+            log.warning("producer_closed", error=str(error))
+
+
+def time_limit_ms(facts: TopicFacts) -> int | None:
+    """Return the age at which the target deletes or refuses records, None if at none."""
+    limits = []
+    if "delete" in facts.config.get("cleanup.policy", "delete"):
+        limits.append(int(facts.config.get("retention.ms", "-1")))
+    limits.append(int(facts.config.get("message.timestamp.before.max.ms", "-1")))
+    set_ones = [limit for limit in limits if limit >= 0]
+    return min(set_ones, default=None)
+
+
+def is_too_old(facts: TopicFacts, instant_ms: int, now_ms: int) -> bool:
+    """Return whether the target would not keep a record of this time."""
+    limit_ms = time_limit_ms(facts)
+    return limit_ms is not None and now_ms - instant_ms >= limit_ms
+
+
+def refuse_too_old(facts: TopicFacts, oldest_ms: int | None, now_ms: int) -> None:
+    """Raise OperatorError("retention_too_short") if the target would delete the oldest record that is selected.
+
+    Measured: a copy of records older than the target's retention is there, proves well, and is gone minutes later.
+    """
+    if oldest_ms is None or not is_too_old(facts, oldest_ms, now_ms):
+        return
+    raise OperatorError(
+        "retention_too_short",
+        f"{facts.name} keeps records for {_span(time_limit_ms(facts) or 0)}, and the oldest one selected is {_span(now_ms - oldest_ms)} old: "
+        "the copy would delete itself.",
+        f"Raise retention.ms of {facts.name}, narrow the window with --from, or write the time of now: --timestamp now.",
+    )
+
+
+def refuse(facts: TopicFacts, sources: Mapping[str, str], timestamp: Timestamp, *, force: bool) -> None:
+    """Raise OperatorError for a target that can be told from its name and configuration to be wrong.
+
+    sources: the topics read from the same cluster, to their ids. Codes: "same_topic", "target_sets_times".
+    """
+    if facts.topic_id in sources.values() and not force:
+        raise OperatorError(
+            "same_topic",
+            f"{facts.name} is both the source and the target: every consumer of it would see its records again.",
+            "Name another target; with --force it is done all the same.",
+        )
+    if facts.config.get("message.timestamp.type") == "LogAppendTime" and timestamp == "keep":
+        raise OperatorError(
+            "target_sets_times",
+            f"{facts.name} gives every record the time of writing (message.timestamp.type=LogAppendTime).",
+            "Set it to CreateTime, or say --timestamp now: the old time is then kept in the header replay-timestamp.",
+        )
+
+
+def warnings(facts: TopicFacts, sources: Sequence[TopicFacts]) -> list[str]:
+    """Return what a person should know of the target."""
+    said = []
+    if "compact" in facts.config.get("cleanup.policy", ""):
+        said.append(
+            f"{facts.name} is compacted: of one key only the newest record stays, and the proof may come after that"
+        )
+    if facts.config.get("retention.bytes", "-1") != "-1":
+        said.append(f"{facts.name} deletes by size: retention.bytes={facts.config['retention.bytes']} a partition")
+    largest = int(facts.config.get("max.message.bytes", "0"))
+    for source in sources:
+        if 0 < largest < int(source.config.get("max.message.bytes", "0")):
+            said.append(
+                f"{facts.name} takes records of at most {largest:,} bytes, {source.name} holds larger ones perhaps"
+            )
+        if source.partitions != facts.partitions:
+            said.append(
+                f"{source.name} has {source.partitions} partitions and {facts.name} has {facts.partitions}: "
+                "the key decides (murmur2), and records without one go anywhere"
+            )
+    return said
+
+
+def _header(record: Record, wanted: str) -> bytes:
+    return next(value or b"" for name, value in reversed(record.headers) if name == wanted)
+
+
+def _by_name(offsets: Mapping[int, int]) -> dict[str, int]:
+    return {str(number): offset for number, offset in sorted(offsets.items())}
+
+
+def _span(span_ms: int) -> str:
+    days = span_ms / 86_400_000
+    return f"{days:.1f} days" if days >= 1 else f"{span_ms / 60_000:.1f} minutes"
+
+
+def _no_timestamp(topic: str, partition: int, offset: int) -> OperatorError:
+    return OperatorError(
+        "no_timestamp",
+        f"The record {topic}/{partition}/{offset} has no time that could be kept.",
+        "Say --timestamp now.",
+    )
+
+
+def _refused(target: str, topic: str, partition: int, offset: int, error: KafkaError) -> OperatorError:
+    return OperatorError(
+        "not_delivered",
+        f"The record {topic}/{partition}/{offset} cannot be written to {target}: {error.str()}.",
+        f"Check max.message.bytes of {target} and message.max.bytes in KINGUIN_KAFKA__CONFIG, then `replay resume`.",
+    )
