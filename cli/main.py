@@ -14,6 +14,7 @@ from kinguin_streams.cli import (
     doctor,
     ingress,
     kafka,
+    replay,
     schemas,
     simulate,
     spool,
@@ -46,6 +47,7 @@ app.command("consume", no_args_is_help=True)(consume.consume)
 app.add_typer(consumers.app, name="consumers")
 app.command("simulate")(simulate.simulate)
 app.add_typer(state.app, name="state")
+app.add_typer(replay.app, name="replay")
 app.add_typer(kafka.app, name="kafka")
 app.add_typer(topics.app, name="topics")
 app.add_typer(schemas.app, name="schemas")

@@ -15,6 +15,7 @@ from pydantic_settings.sources.utils import parse_env_vars
 from kinguin_streams.cluster.settings import KafkaSettings, LocalSettings, RegistrySettings
 from kinguin_streams.consumers.settings import ConsumerSettings, StateSettings
 from kinguin_streams.ingress.settings import IngressSettings, SpoolSettings
+from kinguin_streams.replay.settings import ReplaySettings
 from kinguin_streams.schemas.events import RecordName
 from kinguin_streams.schemas.versions import shipped
 from kinguin_streams.telemetry.logs import LogFormat
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     spool: SpoolSettings = SpoolSettings()
     state: StateSettings = StateSettings()
     consumer: ConsumerSettings = ConsumerSettings()
+    replay: ReplaySettings = ReplaySettings()
     local: LocalSettings = LocalSettings()
     log: LogSettings = LogSettings()
 
@@ -159,6 +161,9 @@ def load(**overrides: Mapping[str, Any]) -> Settings:
     if "path" not in settings.spool.model_fields_set:
         spool_path = settings.local.data_dir / "spool"
         settings = settings.model_copy(update={"spool": settings.spool.model_copy(update={"path": spool_path})})
+    if "receipts" not in settings.replay.model_fields_set:
+        receipts = settings.local.data_dir / "replays"
+        settings = settings.model_copy(update={"replay": settings.replay.model_copy(update={"receipts": receipts})})
     if "url" not in settings.state.model_fields_set:
         url = f"sqlite:///{settings.local.data_dir / 'state.db'}"
         settings = settings.model_copy(update={"state": settings.state.model_copy(update={"url": url})})

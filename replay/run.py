@@ -163,7 +163,7 @@ class _Run:
             self._checkpoint()  # where the target begins, before the first record is in it
         elif self._filters.distinct:
             self._remember()
-        log.info("replay_begins", replay_id=self._plan.replay_id, landed=len(landed))
+        log.debug("replay_begins", replay_id=self._plan.replay_id, landed=len(landed))
         for batch in self._source.read(dict(self._positions)):
             for chunk in self._chunks(batch):
                 self._move(chunk, landed)

@@ -142,6 +142,7 @@ def copy_options(into: TopicFacts, sources: Sequence[TopicFacts], timestamp: Tim
     return {
         "timestamp": timestamp,
         "partitions": into.partitions,
+        "max_record_bytes": int(into.config.get("max.message.bytes", "1048588")),
         "same_partition": [facts.name for facts in sources if facts.partitions == into.partitions],
     }
 

@@ -38,6 +38,20 @@ _TRACE_AND_HOPS = frozenset(
 )
 _ANY_PARTITION = -1  # the producer's own choice: murmur2 of the key, as every publisher of ours
 _SETTLE_S = 1.0
+_NO_LIMIT_MS = 1 << 62  # message.timestamp.before.max.ms is 2^63 - 1 unless it is set
+
+
+def copy_preferences(max_record_bytes: int) -> dict[str, Any]:
+    """Return what a copy wants of a producer beside cluster.connection.producer_config: full batches, bounded memory.
+
+    max_record_bytes: the target's max.message.bytes, which is a limit on whole batches.
+    """
+    return {
+        "linger.ms": 20,
+        "batch.size": min(1_000_000, max_record_bytes // 2),
+        "queue.buffering.max.messages": 50_000,
+        "queue.buffering.max.kbytes": 65_536,
+    }
 
 
 class _Carried(dict[str, bool]):
@@ -251,7 +265,7 @@ def time_limit_ms(facts: TopicFacts) -> int | None:
     if "delete" in facts.config.get("cleanup.policy", "delete"):
         limits.append(int(facts.config.get("retention.ms", "-1")))
     limits.append(int(facts.config.get("message.timestamp.before.max.ms", "-1")))
-    set_ones = [limit for limit in limits if limit >= 0]
+    set_ones = [limit for limit in limits if 0 <= limit < _NO_LIMIT_MS]
     return min(set_ones, default=None)
 
 

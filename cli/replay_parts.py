@@ -1,0 +1,114 @@
+"""A plan to the parts that carry it out: its source, its filters, its target."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kinguin_streams.cli.settings import Settings
+    from kinguin_streams.replay.filters import Filters
+    from kinguin_streams.replay.plan import Plan, Selection, Window
+    from kinguin_streams.replay.run import Source, Target
+    from kinguin_streams.replay.survey import Survey
+    from kinguin_streams.replay.topic_plan import Planner
+
+_CLIENT_ID = "kinguin-streams-replay"
+
+
+def consumer_config(settings: "Settings") -> dict[str, Any]:
+    """Return the configuration of whatever reads; no group of this name is ever joined."""
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import consumer_config as config
+
+    return config(wiring.kafka(settings), group_id=f"{settings.consumer.group_prefix}.replay", client_id=_CLIENT_ID)
+
+
+def survey(settings: "Settings") -> "Survey":
+    """Return what asks the cluster; the caller closes it."""
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import admin_config
+    from kinguin_streams.replay.survey import Survey
+
+    return Survey(admin_config(wiring.kafka(settings), _CLIENT_ID), consumer_config(settings))
+
+
+def planner(settings: "Settings", asking: "Survey") -> "Planner":
+    """Return what makes plans."""
+    from kinguin_streams.replay.topic_plan import Planner
+
+    return Planner(
+        asking,
+        lambda windows: topic_source(settings, windows),
+        lambda selection, windows: filters(settings, selection, windows),
+    )
+
+
+def topic_source(settings: "Settings", windows: "Sequence[Window]") -> "Source":
+    """Return a source over topics."""
+    from kinguin_streams.replay.topic_source import TopicSource, source_config
+
+    return TopicSource(source_config(consumer_config(settings)), windows, settings.replay.batch_records)
+
+
+def filters(settings: "Settings", selection: "Selection", windows: "Sequence[Window]") -> "Filters":
+    """Return the filters; a registry is asked only when a record in its format has to be looked into."""
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.replay.filters import Filters
+    from kinguin_streams.replay.run import limits_of
+
+    return Filters(selection, limits_of(windows), wiring.decoder(settings).decode)
+
+
+def source_of(settings: "Settings", plan: "Plan") -> "Source":
+    """Return the source of a plan, once it is sure that it is still the one that was planned."""
+    from kinguin_streams.replay.run import unchanged
+
+    topics = list(dict.fromkeys(window.topic for window in plan.windows))
+    asking = survey(settings)
+    try:
+        unchanged(plan.source_identity, asking.identity(asking.topics(topics)), "source")
+    finally:
+        asking.close()
+    return topic_source(settings, plan.windows)
+
+
+def target_of(settings: "Settings", plan: "Plan") -> "Target":
+    """Return the target of a plan, once it is sure that it is still the one that was planned."""
+    from kinguin_streams.replay.run import unchanged
+    from kinguin_streams.telemetry.operator_error import OperatorError
+
+    if plan.destination.kind != "topic":
+        raise OperatorError(
+            "unknown_target",
+            f"This version knows no replay into a {plan.destination.kind}.",
+            "Resume it with the version that made its receipt, or a later one.",
+        )
+    asking = survey(settings)
+    try:
+        now = asking.identity(asking.topics((plan.destination.name,)))
+    finally:
+        asking.close()
+    unchanged(plan.destination.identity, now, "target")
+    return _topic_target(settings, plan)
+
+
+def _topic_target(settings: "Settings", plan: "Plan") -> "Target":
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import admin_config, producer_config
+    from kinguin_streams.replay.topic_source import source_config
+    from kinguin_streams.replay.topic_target import TopicTarget, copy_preferences
+
+    kafka = wiring.kafka(settings)
+    options = plan.destination.options
+    config = producer_config(kafka, client_id=_CLIENT_ID, delivery_timeout_s=settings.replay.delivery_timeout_s)
+    return TopicTarget(
+        plan.destination.name,
+        options["partitions"],
+        plan.replay_id,
+        # What the user has set goes before what we prefer; what we promise was checked above.
+        producer={**config, **copy_preferences(options["max_record_bytes"]), **kafka.config},
+        admin=admin_config(kafka, _CLIENT_ID),
+        reader=source_config(consumer_config(settings), committed=False),
+        same_partition=frozenset(options["same_partition"]),
+        timestamp=options["timestamp"],
+        batch_records=settings.replay.batch_records,
+    )
