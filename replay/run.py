@@ -49,8 +49,8 @@ class Source(Protocol):
 class Landed(Protocol):
     """Source records that the target holds already, although the last checkpoint does not know of them."""
 
-    def __contains__(self, position: object, /) -> bool:
-        """position: (topic, partition, offset) of the source."""
+    def take(self, position: tuple[str, int, int], /) -> bool:
+        """Return whether it does, and forget it: nobody asks twice. position: (topic, partition, offset) of the source."""
         ...
 
     def __len__(self) -> int: ...
@@ -76,7 +76,10 @@ class Target(Protocol):
         ...
 
     def sync(self) -> Mark:
-        """Return once everything written is durable, with what `open` needs to go on from here. Raises OperatorError."""
+        """Return once everything written is durable, with what `open` needs to go on from here. Raises OperatorError.
+
+        As long as something that `open` returned has not been taken, that has to be found again by the next `open`.
+        """
         ...
 
     def read_back(self) -> Iterator[Sequence[Record]]:
@@ -192,12 +195,12 @@ class _Run:
 
     def _move(self, batch: Sequence[Record], landed: Landed) -> None:
         """Filter, write, count. A record that is in the target already was selected when it was written."""
-        there: Sequence[Record] = ()
+        there: list[Record] = []
         fresh = batch
         if len(landed):
-            there = [record for record in batch if record[:3] in landed]
-            if there:
-                fresh = [record for record in batch if record[:3] not in landed]
+            fresh = []
+            for record in batch:
+                (there if landed.take(record[:3]) else fresh).append(record)
         kept, dropped = self._split(fresh)
         kept = self._target.carried(kept)
         self._target.write(kept)

@@ -1,0 +1,214 @@
+"""The order of a run's steps, with a target that dies wherever it can."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinguin_streams.replay.checksum import tally
+from kinguin_streams.replay.filters import Filters
+from kinguin_streams.replay.plan import Destination, PaceLimit, Plan, Selection, Window
+from kinguin_streams.replay.receipt import Gap, Receipt
+from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.run import Watch, prove, run
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+PARTITIONS, EACH = 3, 40
+RECORDS = [
+    Record("t", partition, offset, 1_000 + offset, b"%d" % (offset % 7), b"%d/%d" % (partition, offset), ())
+    for offset in range(EACH)
+    for partition in range(PARTITIONS)
+]
+
+
+class KilledError(Exception):
+    """The process is gone: nothing after this line of it ever ran."""
+
+
+class ListSource:
+    """A Source over a list."""
+
+    gaps: Sequence[Gap] = ()
+
+    def read(self, start: Any) -> Iterator[Sequence[Record]]:
+        left = [record for record in RECORDS if record.offset >= start.get((record.topic, record.partition), 0)]
+        for begin in range(0, len(left), 8):
+            yield left[begin : begin + 8]
+
+    def close(self) -> None:
+        pass
+
+
+class Landed(set[tuple[str, int, int]]):
+    """What was found."""
+
+    def take(self, position: tuple[str, int, int]) -> bool:
+        found = position in self
+        self.discard(position)
+        return found
+
+
+class DyingTarget:
+    """A Target whose process is killed after so many calls; what was in flight has landed in part."""
+
+    def __init__(self, lying: list[Record], calls_to_live: int, chance: random.Random) -> None:
+        self.lying, self._calls, self._chance = lying, calls_to_live, chance
+        self._in_flight: list[Record] = []
+        self._scan_from = 0
+        self._landed = Landed()
+
+    def _call(self) -> None:
+        self._calls -= 1
+        if self._calls < 0:
+            self.lying += [record for record in self._in_flight if self._chance.random() < 0.5]
+            raise KilledError
+
+    def open(self, mark: Any) -> Landed:
+        self._call()
+        self._scan_from = 0 if mark is None else mark["end"]
+        self._landed = Landed() if mark is None else Landed(record[:3] for record in self.lying[mark["end"] :])
+        return self._landed
+
+    def carried(self, records: Sequence[Record]) -> Sequence[Record]:
+        return records
+
+    def write(self, records: Sequence[Record]) -> None:
+        self._in_flight += records
+        self._call()
+
+    def sync(self) -> dict[str, Any]:
+        self._call()
+        self.lying += self._in_flight
+        self._in_flight = []
+        self._call()
+        if not self._landed:
+            self._scan_from = len(self.lying)
+        return {"end": self._scan_from}
+
+    def read_back(self) -> Iterator[Sequence[Record]]:
+        yield self.lying
+
+    def close(self) -> None:
+        pass
+
+
+def plan(**more: Any) -> Plan:
+    windows = tuple(
+        Window(topic="t", partition=number, start=0, end=EACH, earliest=0, latest=EACH) for number in range(PARTITIONS)
+    )
+    return Plan(replay_id="r", made_at_ms=0, windows=windows, destination=Destination(kind="list", name="list"), **more)
+
+
+def undecoded(_value: bytes | None) -> Any:
+    raise AssertionError
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lives=st.lists(st.integers(0, 25), max_size=6),
+    every=st.integers(1, 60),
+    keys=st.sampled_from([(), ("1", "4")]),
+    seed=st.integers(0, 1_000),
+)
+def test_each_selected_record_gets_there_once_wherever_the_process_dies(
+    tmp_path_factory: pytest.TempPathFactory, lives: list[int], every: int, keys: tuple[str, ...], seed: int
+) -> None:
+    selection = Selection(keys=keys)
+    receipt = Receipt.create(tmp_path_factory.mktemp("r"), plan(selection=selection))
+    lying: list[Record] = []
+    watch = Watch(checkpoint_records=every)
+    expected = [record for record in RECORDS if not keys or (record.key or b"").decode() in keys]
+    for calls_to_live in [*lives, 1_000]:
+        target = DyingTarget(lying, calls_to_live, random.Random(seed))
+        try:
+            moved = run(ListSource(), target, Filters(selection, {}, undecoded), receipt, watch)
+        except KilledError:
+            receipt.close()
+            receipt = Receipt.open(receipt.path)
+            continue
+        break
+    assert sorted(lying) == sorted(expected)
+    assert moved.written == tally(expected)
+    assert moved.read == tally(RECORDS)
+    proof = prove(target, receipt, "list")
+    assert proof is not None
+    assert proof.holds
+    assert receipt.contents().state == "done"
+    receipt.close()
+
+
+def test_who_stops_it_finds_it_at_a_checkpoint(tmp_path: Path) -> None:
+    receipt = Receipt.create(tmp_path, plan())
+    asked: list[int] = []
+    lying: list[Record] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) >= 3
+
+    moved = run(
+        ListSource(),
+        DyingTarget(lying, 1_000, random.Random(1)),
+        Filters(Selection(), {}, undecoded),
+        receipt,
+        Watch(stop=stop),
+    )
+    contents = receipt.contents()
+    assert (moved.interrupted, contents.state, len(lying)) == (True, "interrupted", 24)
+    assert contents.checkpoint is not None
+    assert contents.checkpoint.written == tally(RECORDS[:24])
+    receipt.close()
+
+
+def test_a_failure_is_in_the_receipt_and_can_be_resumed(tmp_path: Path) -> None:
+    class FullTarget(DyingTarget):
+        def write(self, _records: Sequence[Record]) -> None:
+            raise OperatorError("not_delivered", "No room.", "Make some.")
+
+    receipt = Receipt.create(tmp_path, plan())
+    with pytest.raises(OperatorError):
+        run(ListSource(), FullTarget([], 99, random.Random(1)), Filters(Selection(), {}, undecoded), receipt)
+    assert (receipt.contents().state, receipt.contents().failure) == ("failed", "not_delivered: No room.")
+    lying: list[Record] = []
+    run(ListSource(), DyingTarget(lying, 999, random.Random(1)), Filters(Selection(), {}, undecoded), receipt)
+    assert sorted(lying) == sorted(RECORDS)
+    receipt.close()
+
+
+def test_a_proof_that_does_not_hold_says_so(tmp_path: Path) -> None:
+    receipt = Receipt.create(tmp_path, plan())
+    lying: list[Record] = []
+    target = DyingTarget(lying, 1_000, random.Random(1))
+    run(ListSource(), target, Filters(Selection(), {}, undecoded), receipt)
+    lying[3] = lying[3]._replace(value=b"another")
+    proof = prove(target, receipt, "list")
+    assert proof is not None
+    assert not proof.holds
+    assert receipt.contents().state == "differs"
+    receipt.close()
+
+
+def test_a_pace_is_kept_by_waiting_in_naps(tmp_path: Path) -> None:
+    receipt = Receipt.create(tmp_path, plan(pace=PaceLimit(max_records_per_s=40)))
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        assert seconds <= 0.1
+        now_s += seconds
+
+    lying: list[Record] = []
+    run(
+        ListSource(),
+        DyingTarget(lying, 1_000, random.Random(1)),
+        Filters(Selection(), {}, undecoded),
+        receipt,
+        Watch(clock=lambda: now_s, sleep=sleep),
+    )
+    assert len(lying) == PARTITIONS * EACH
+    assert now_s == pytest.approx(3.0, abs=0.2)
+    receipt.close()
