@@ -30,7 +30,8 @@ class Told(NamedTuple):
 class Difference(msgspec.Struct, frozen=True):
     """Topic and database do not agree on a key, though nothing of it is on its way.
 
-    missing: the topic does not tell it. older: the topic tells an earlier revision. newer: the topic tells a revision
+    missing: the topic does not tell it. older: the topic tells an earlier revision, with another content if a rebuild lies
+    between the two. newer: the topic tells a revision
     that the database has not come to. other: the same revision, another content. left_over: the database has no such key.
     """
 
@@ -82,12 +83,20 @@ def compare(states: Mapping[str, Derived], waiting: frozenset[str], told: Mappin
         elif topics is None or at_topic is None:
             differences.append(Difference(key, "missing", None, at_state))
         elif at_topic < at_state:
+            if topics.generation < state.generation and _says_the_same(topics.record, state):
+                continue  # a rebuild tells what has become different, and nothing else
             differences.append(Difference(key, "older", at_topic, at_state))
         elif at_topic > at_state:
             differences.append(Difference(key, "newer", at_topic, at_state))
         elif topics.record != state:
             differences.append(Difference(key, "other", at_topic, at_state))
     return tuple(differences)
+
+
+def _says_the_same(told: Derived | None, state: Derived) -> bool:
+    return told is not None and state == msgspec.structs.replace(
+        told, generation=state.generation, revision=state.revision
+    )
 
 
 def verify(

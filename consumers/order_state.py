@@ -132,6 +132,14 @@ def _with(facts: tuple[Fact, ...], fact: Fact) -> tuple[Fact, ...]:
     return (*facts[:place], fact, *facts[place:])
 
 
+def without_evidence(state: OrderState) -> tuple[object, ...]:
+    """Return the state without its evidence: equal for any order, duplicates and copies of the same deliveries."""
+    known, aside = (
+        tuple((fact.updated_at_ms, fact.status) for fact in some) for some in (state.facts, state.set_aside)
+    )
+    return known, state.truncated, state.external_id, aside, state.set_aside_truncated
+
+
 _NO_STATE = OrderState()
 
 ORDER_STATE = FoldProjection(
@@ -142,6 +150,7 @@ ORDER_STATE = FoldProjection(
     key=order_key,
     fold=fold,
     derived="order.state",
+    facts=without_evidence,
 )
 
 

@@ -40,6 +40,10 @@ class Received(msgspec.Struct, Generic[E], frozen=True, gc=False):
     """The record's own time: when the ingress received the event."""
 
 
+def _all_of_it(state: Any) -> Any:
+    return state
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldProjection(Generic[E, S]):
     """One state for each key, made by a pure fold.
@@ -52,6 +56,8 @@ class FoldProjection(Generic[E, S]):
     fold: the state after an event. None stands for no state yet. Returning the very state that was given says that
         nothing has changed, and nothing is written.
     derived: the topic that tells each key's newest state, if there is one; consumers/derived_records.py says how.
+    facts: what of a state is the same for any order and copy of the events, for comparing one make of it with another:
+        all of it, unless it also keeps where an event was seen.
     """
 
     name: str
@@ -61,6 +67,7 @@ class FoldProjection(Generic[E, S]):
     key: Callable[[E], StateKey]
     fold: Callable[[S | None, Received[E]], S]
     derived: DerivedName | None = None
+    facts: Callable[[S], Any] = _all_of_it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,16 @@
 
 from kinguin_streams.telemetry.operator_error import OperatorError
 
-NEW_DATABASE_HINT = (
-    "Set KINGUIN_STATE__URL to a new database: the state is then made anew, from the earliest offset of every topic."
+REBUILD_HINT = (
+    "Make the state anew with `kinguin-streams replay rebuild NAME`, which lets readers have the old one meanwhile, or set "
+    "KINGUIN_STATE__URL to a new database."
 )
 
 
 def cluster_changed(before: str, now: str) -> OperatorError:
     """Return the error for state that was made from another cluster."""
     return OperatorError(
-        "cluster_changed", f"The state was made from the Kafka cluster {before}; this one is {now}.", NEW_DATABASE_HINT
+        "cluster_changed", f"The state was made from the Kafka cluster {before}; this one is {now}.", REBUILD_HINT
     )
 
 
@@ -19,5 +20,5 @@ def topic_replaced(topic: str, before: str, now: str) -> OperatorError:
     return OperatorError(
         "topic_replaced",
         f"The topic {topic} was deleted and made anew: the state stands on its predecessor ({before}; now {now}).",
-        NEW_DATABASE_HINT,
+        REBUILD_HINT,
     )

@@ -26,15 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import database, tables
+from kinguin_streams.consumers.generations import Build, insert_into, live_or_first, still_written
 from kinguin_streams.consumers.live_rows import ids_by_store
 from kinguin_streams.consumers.outbox import OutboxWriter
 from kinguin_streams.consumers.postgres import unnested
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
-from kinguin_streams.consumers.source_changed import NEW_DATABASE_HINT, cluster_changed, topic_replaced
+from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
-
-FIRST_GENERATION = 1
 
 
 class PartitionSource(NamedTuple):
@@ -68,10 +67,10 @@ class LostPartition(OperatorError):
 
 
 class StateStore:
-    """The states of one projection, in its live generation."""
+    """The states of one projection, in its live generation, or in one that is being built beside it."""
 
-    def __init__(self, settings: StateSettings, projection: Projection) -> None:
-        """Open the database, and make it if it is new.
+    def __init__(self, settings: StateSettings, projection: Projection, build: Build | None = None) -> None:
+        """Open the database, and make it if it is new. build: the generation to write, if not the live one.
 
         Raises OperatorError: those of consumers/database.py, or "projection_version" if another version of the fold
         has made the state.
@@ -82,12 +81,24 @@ class StateStore:
         try:
             database.prepare(self._engine, settings)
             with database.explained(settings), self._engine.begin() as connection:
-                self._generation = _live_generation(connection, projection)
+                live = live_or_first(connection, projection)
         except BaseException:
             self._engine.dispose()
             raise
+        if build is None and live.version != projection.version:
+            self._engine.dispose()
+            raise OperatorError(
+                "projection_version",
+                f"The state of {projection.name} was made by version {live.version} of its fold; this is version "
+                f"{projection.version}.",
+                REBUILD_HINT,
+            )
+        self._generation = live.generation if build is None else build.generation
+        self._is_mine = still_written(projection, self._generation, is_build=build is not None)
         dialect = self._engine.dialect.name
-        outbox = None if projection.derived is None else OutboxWriter(projection.name, self._generation, dialect)
+        # Nobody is told of a state that is not live yet; the swap queues what differs.
+        told = projection.derived is not None and build is None
+        outbox = OutboxWriter(projection.name, self._generation, dialect) if told else None
         self._writer: _FoldWriter | _RowsWriter
         if isinstance(projection, FoldProjection):
             kind = _LockingFoldWriter if dialect == "postgresql" else _FoldWriter
@@ -132,9 +143,12 @@ class StateStore:
     def apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance]) -> None:
         """Let a batch take effect, and move its partitions' offsets: both or neither, and only once.
 
-        Raises LostPartition, or an OperatorError of consumers/database.py; nothing has happened then.
+        Raises LostPartition, OperatorError("generation_replaced"), or one of consumers/database.py; nothing has happened
+        then.
         """
         with database.explained(self._settings), self._engine.begin() as connection:
+            if connection.execute(self._is_mine).first() is None:
+                raise _replaced(self._projection, self._generation)
             for advance in sorted(advances):
                 self._advance(connection, advance)
             self._writer.write(connection, batch)
@@ -148,7 +162,7 @@ class StateStore:
         }
         statement: Any
         if advance.expected is None:
-            insert = _insert_into(table, connection.dialect.name)
+            insert = insert_into(table, connection.dialect.name)
             statement = insert.values(**key, next_offset=advance.next_offset).on_conflict_do_nothing()
         else:
             statement = update(table).values(next_offset=advance.next_offset)
@@ -311,7 +325,7 @@ def _keep_smallest_position(table: Table, dialect: str) -> Any:
     Two deliveries of one event may have been written with different schema versions, while replicas are upgraded: each
     column keeps the value of the one that had it.
     """
-    new = _insert_into(table, dialect)
+    new = insert_into(table, dialect)
     position = ("topic", "partition", "offset")
     is_smaller = tuple_(*(new.excluded[column] for column in position)) < tuple_(
         *(table.c[column] for column in position)
@@ -333,25 +347,10 @@ def _keep_smallest_position(table: Table, dialect: str) -> Any:
     )
 
 
-def _live_generation(connection: Connection, projection: Projection) -> int:
-    table = tables.projection
-    first = _insert_into(table, connection.dialect.name).values(
-        name=projection.name, live_generation=FIRST_GENERATION, version=projection.version
+def _replaced(projection: Projection, generation: int) -> OperatorError:
+    return OperatorError(
+        "generation_replaced",
+        f"The state of {projection.name} has been rebuilt: nobody reads its generation {generation} any more, which this "
+        "process writes. The batch in hand was undone.",
+        "Nothing is lost. Start this consumer again, with the version of the fold that made the new state.",
     )
-    connection.execute(first.on_conflict_do_nothing())
-    generation, version = connection.execute(
-        select(table.c.live_generation, table.c.version).where(table.c.name == projection.name)
-    ).one()
-    if version != projection.version:
-        raise OperatorError(
-            "projection_version",
-            f"The state of {projection.name} was made by version {version} of its fold; this is version "
-            f"{projection.version}.",
-            NEW_DATABASE_HINT,
-        )
-    return int(generation)
-
-
-def _insert_into(table: Table, dialect: str) -> Any:
-    """Return an INSERT that knows ON CONFLICT, which SQLAlchemy has for each database by itself."""
-    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)

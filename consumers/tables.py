@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table
 from sqlalchemy import Text as AnyText
 
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003")
 """The schema versions there have been, oldest first; the last one is what this code reads and writes."""
 
 # In the order of code points, which is Python's and SQLite's too: readers and locks go by it.
@@ -18,6 +18,9 @@ Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")
 NONE_YET: Final = ""
 """The state of a key whose row is there only to be locked, or to count revisions: of an order that was forgotten, and of
 a product, whose state is its rows. No JSON is empty."""
+
+PROVENANCE: Final = ("received_at_ms", "topic", "partition", "offset")
+"""Columns that say which delivery of an event was seen, and not what it says."""
 
 metadata = MetaData()
 
@@ -30,6 +33,16 @@ projection = Table(
     Column("name", Text, primary_key=True),
     Column("live_generation", Integer, nullable=False),
     # The fold's version that made the live generation.
+    Column("version", Integer, nullable=False),
+)
+
+projection_build = Table(
+    "projection_build",
+    metadata,
+    Column("projection", Text, primary_key=True),
+    # Filled beside the live one until it takes its place.
+    Column("generation", Integer, nullable=False),
+    # The fold's version that makes it.
     Column("version", Integer, nullable=False),
 )
 
