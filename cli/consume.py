@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.cluster.publisher import Publisher
     from kinguin_streams.consumers.effect import Effect
-    from kinguin_streams.consumers.loading import Loadable
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.consumers.relay import Relay
     from kinguin_streams.consumers.tally import Tally
@@ -54,7 +53,7 @@ def consume(
     A record that nobody can read goes to the dead-letter topic; a record of a schema that is not known here yet makes
     its partition wait. Stops on SIGTERM (exit 0) or Ctrl-C (130) after the batch or the handler in hand.
     """
-    from kinguin_streams.cli import wiring
+    from kinguin_streams.cli import consumer_named, wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.app import App
     from kinguin_streams.consumers.handler_effect import HandlerEffect
@@ -63,7 +62,7 @@ def consume(
 
     settings = load(state={"url": state_url}, consumer={"admin_port": admin_port})
     configure(settings.log.level, settings.log.format, in_background=True)
-    consumer = _consumer(what)
+    consumer = consumer_named.consumer(what)
     tally = Tally()
     with wiring.publisher(settings, client_id=f"kinguin-streams-{consumer.name}") as publisher:
         if isinstance(consumer, App):
@@ -85,23 +84,6 @@ def consume(
                 _run(_loop(states, settings, publisher, tally), states, settings, teller)
         finally:
             store.close()
-
-
-def _consumer(what: str) -> "Loadable":
-    from kinguin_streams.consumers import loading
-    from kinguin_streams.consumers.samples import SAMPLES
-    from kinguin_streams.telemetry.operator_error import OperatorError
-
-    samples = {sample.name: sample for sample in SAMPLES}
-    if what in samples:
-        return samples[what]
-    if ":" not in what and not what.endswith(".py"):
-        raise OperatorError(
-            "consumer_target",
-            f"There is no consumer {what!r}.",
-            f"Name {' or '.join(samples)}, or one of your own as in `kinguin-streams consume my_consumer.py:app`.",
-        )
-    return loading.load(what)
 
 
 def _max_poll_interval_s(settings: "Settings") -> float:

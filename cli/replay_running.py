@@ -62,7 +62,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     output.talk(f"receipt: {receipt.path}")
     contents = receipt.contents()
     plan = contents.plan
-    with _asked_to_stop() as stop:
+    with asked_to_stop() as stop:
         target: Target | None = None
         source: Source | None = None
         try:
@@ -72,12 +72,12 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
                 source = replay_parts.source_of(settings, plan)
                 filters = replay_parts.filters(settings, plan.selection, plan.windows)
                 with output.progress("replay") as update:
-                    run(source, target, filters, receipt, _watch(settings, update, stop))
+                    run(source, target, filters, receipt, watch(settings, update, stop))
             elif target is not None and contents.checkpoint is not None:
                 target.open(contents.checkpoint.mark)
             if target is not None and receipt.contents().state == "written":
                 with output.progress("reading back") as update:
-                    prove(target, receipt, plan.destination.name, _watch(settings, update, stop))
+                    prove(target, receipt, plan.destination.name, watch(settings, update, stop))
         finally:
             for part in (source, target):
                 if part is not None:
@@ -154,7 +154,7 @@ def _sentences(contents: "Contents") -> Iterator[str]:
         yield f"  stopped by {contents.failure}"
 
 
-def _watch(settings: "Settings", update: "ProgressUpdate", stop: Callable[[], bool]) -> "Watch":
+def watch(settings: "Settings", update: "ProgressUpdate", stop: Callable[[], bool]) -> "Watch":
     from kinguin_streams.replay.run import Watch
 
     return Watch(
@@ -183,7 +183,7 @@ def _with_rate(update: "ProgressUpdate") -> "ProgressUpdate":
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Yield what says whether somebody wants it to stop. The first Ctrl-C lets it come to a checkpoint, the second does not."""
     from kinguin_streams.cli.output import talk
 

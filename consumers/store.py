@@ -5,7 +5,7 @@ finds another offset there than the one it read, and its transaction is undone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import (
@@ -34,6 +34,10 @@ from kinguin_streams.consumers.projection import FoldProjection, Projection, Rec
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
+
+
+FILES: Final = "files"
+"""Stands for a cluster's id in the offsets of what a rebuild has read from files, beside those of the cluster."""
 
 
 class PartitionSource(NamedTuple):
@@ -127,6 +131,7 @@ class StateStore:
             table.c.projection == self._projection.name,
             table.c.generation == self._generation,
             table.c.topic.in_(list(topic_ids)),
+            table.c.cluster_id == FILES if cluster_id == FILES else table.c.cluster_id != FILES,
         )
         with database.explained(self._settings), self._engine.connect() as connection:
             rows = connection.execute(statement.where(mine)).all()

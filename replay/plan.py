@@ -135,28 +135,33 @@ def as_json(plan: Plan, *, executed: bool) -> dict[str, Any]:
         "bytes_estimated": plan.bytes,
         "seconds_estimated": round(plan.duration_s, 1),
         "gone": sum(window.gone for window in plan.windows),
-        "windows": [
-            {
-                "topic": window.topic,
-                "partition": window.partition,
-                "start": window.start,
-                "end": window.end,
-                "earliest": window.earliest,
-                "latest": window.latest,
-                "gone": window.gone,
-                "records_at_most": window.records,
-                "records": window.exact_records,
-                "bytes_estimated": window.bytes,
-                "from": _instant(window.from_ms),
-                "until": _instant(window.until_ms),
-            }
-            for window in plan.windows
-        ],
+        "windows": windows_as_json(plan.windows),
         "source_files": list(plan.source_files),
         "selection": msgspec.to_builtins(plan.selection),
         "pace": msgspec.to_builtins(plan.pace),
         "warnings": list(plan.warnings),
     }
+
+
+def windows_as_json(windows: Sequence[Window]) -> list[dict[str, Any]]:
+    """Return what `--json` prints of windows."""
+    return [
+        {
+            "topic": window.topic,
+            "partition": window.partition,
+            "start": window.start,
+            "end": window.end,
+            "earliest": window.earliest,
+            "latest": window.latest,
+            "gone": window.gone,
+            "records_at_most": window.records,
+            "records": window.exact_records,
+            "bytes_estimated": window.bytes,
+            "from": _instant(window.from_ms),
+            "until": _instant(window.until_ms),
+        }
+        for window in windows
+    ]
 
 
 WINDOW_COLUMNS = ("topic", "partition", "start", "end", "at most", "exact", "bytes", "gone")

@@ -8,6 +8,7 @@ import msgspec
 
 from kinguin_streams.replay.filters import instant_ms
 from kinguin_streams.replay.plan import Window
+from kinguin_streams.telemetry.operator_error import OperatorError
 
 _AGO = re.compile(r"-([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
@@ -157,3 +158,14 @@ def warnings(made: Sequence[Window]) -> list[str]:
                 f"the window misses up to {window.gone:,} records, offsets {first:,} to {window.earliest - 1:,}"
             )
     return said
+
+
+def refuse_gaps(made: Sequence[Window]) -> None:
+    """Raise OperatorError("history_gone") if retention has taken something of the windows."""
+    if said := warnings(made):
+        raise OperatorError(
+            "history_gone",
+            f"What would be made anew would lack records: {said[0]}"
+            + (f" ({len(said)} partitions)" if said[1:] else ""),
+            "Go on without them with --allow-gaps.",
+        )

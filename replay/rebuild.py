@@ -1,0 +1,299 @@
+"""A projection's state made anew beside the live one, and swapped in: see consumers/generations.py for the swap.
+
+How far it is stands in the state database, with the state itself, so that a rebuild that was killed goes on where it was, and
+needs no receipt. Files come first, then topics up to where the live state is; the live consumer goes on meanwhile.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Final
+
+import msgspec
+import structlog
+
+from kinguin_streams.consumers import generations
+from kinguin_streams.consumers.batch import TopicPart, sort_out
+from kinguin_streams.consumers.generations import Behind, Build, Swapped
+from kinguin_streams.consumers.projection import Projection
+from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.consumers.store import FILES, Advance, PartitionSource, StateStore
+from kinguin_streams.replay.as_message import AsMessage
+from kinguin_streams.replay.plan import Window
+from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.run import Source, Watch
+from kinguin_streams.schemas.codec import Decoder, RegistryNeeded
+from kinguin_streams.schemas.events import RecordName
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+log = structlog.get_logger()
+
+NAP_S: Final = 0.5
+PATIENCE_ROUNDS: Final = 60
+"""So often in a row the live state may be ahead although there is nothing to read: 30 s."""
+
+Batches = Iterable[Sequence[Record]]
+Identity = tuple[str, Mapping[str, str]]
+"""The cluster's id, and the ids of the topics by name."""
+
+
+class Files(msgspec.Struct, frozen=True, kw_only=True):
+    """Records that are read before the topics. id: the same only for the same files, in the same order.
+
+    partitions: their partitions' numbers. read: yields them, each partition in its order.
+    """
+
+    id: str
+    partitions: tuple[int, ...]
+    read: Callable[[], Batches]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild has come to. applied: records of this process; unreadable: of them, ones that no consumer could read.
+
+    differing: keys whose facts are not those of the live state, if they were compared; the first ones by name.
+    swapped: None if it stopped before.
+    """
+
+    build: Build
+    resumed: bool
+    applied: int
+    unreadable: int
+    gaps: int
+    interrupted: bool = False
+    differing: int | None = None
+    examples: tuple[generations.Differing, ...] = ()
+    swapped: Swapped | None = None
+    deleted: int = 0
+
+
+class Rebuild:
+    """One run of it, in this process."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        *,
+        state: StateSettings,
+        decoder: Decoder,
+        expected: Mapping[str, RecordName],
+        identity: Callable[[], Identity],
+        windows: Callable[[], Sequence[Window]],
+        source: Callable[[Sequence[Window]], Source],
+        files: Files | None = None,
+        batch_records: int = 10_000,
+        watch: Watch | None = None,
+    ) -> None:
+        """expected: topic to what it holds. windows: all of each topic, up to where it ends now."""
+        self._projection = projection
+        self._state = state
+        self._decoder = decoder
+        self._expected = expected
+        self._identity = identity
+        self._windows = windows
+        self._source = source
+        self._files = files
+        self._batch_records = batch_records
+        self._watch = watch or Watch()
+        self._applied = self._unreadable = self._gaps = 0
+
+    def run(self, *, compare: int | None = None, anew: bool = False) -> Outcome:
+        """Build, and swap; with `compare` say what differs instead, with so many examples, and keep what was built.
+
+        anew: begin anew where an earlier run stopped. Raises OperatorError: "lost_partition" or "generation_replaced" if
+        another process builds too, "schema_unknown", "rebuild_behind", those of Kafka and of consumers/database.py.
+        """
+        if anew:
+            generations.abandon(self._state, self._projection)
+        build, resumed = generations.begin(self._state, self._projection)
+        log.info("rebuild_begins", consumer=self._projection.name, generation=build.generation, resumed=resumed)
+        # What an earlier rebuild has left, if it was killed while deleting.
+        generations.drop_others(self._state, self._projection)
+        store = StateStore(self._state, self._projection, build)
+        try:
+            swapped = None
+            if not self._watch.stop():
+                self._from_files(store)
+            caught_up = not self._watch.stop() and self._from_topics(store)
+            if caught_up and compare is None:
+                swapped = self._swap(store, build)
+        finally:
+            store.close()
+        said = Outcome(
+            build=build,
+            resumed=resumed,
+            applied=self._applied,
+            unreadable=self._unreadable,
+            gaps=self._gaps,
+            interrupted=swapped is None and (compare is None or not caught_up),
+            swapped=swapped,
+        )
+        if compare is not None and caught_up:
+            return self._compared(said, build, compare)
+        if swapped is not None:
+            deleted = generations.drop_others(self._state, self._projection)
+            return msgspec.structs.replace(said, deleted=deleted)
+        return said
+
+    def _compared(self, said: Outcome, build: Build, most: int) -> Outcome:
+        found = generations.differences(self._state, self._projection, build)
+        examples = tuple(islice(found, most))
+        return msgspec.structs.replace(said, differing=len(examples) + sum(1 for _ in found), examples=examples)
+
+    def _swap(self, store: StateStore, build: Build) -> Swapped | None:
+        """Swap as soon as the new state has come as far as the live one, which goes on meanwhile; None if stopped."""
+        in_vain = 0
+        while not self._watch.stop():
+            outcome = generations.swap(self._state, self._projection, build, *self._identity())
+            if isinstance(outcome, Swapped):
+                log.info("rebuild_is_live", consumer=self._projection.name, **outcome._asdict())
+                return outcome
+            before = self._applied
+            self._from_topics(store)
+            in_vain = 0 if self._applied > before else in_vain + 1
+            if in_vain > PATIENCE_ROUNDS:
+                raise _behind(outcome)
+            if in_vain:
+                self._watch.sleep(NAP_S)
+        return None
+
+    def _from_topics(self, store: StateStore) -> bool:
+        """Take in what the topics hold now; return whether all of it was."""
+        cluster_id, topic_ids = self._identity()
+        stored = store.offsets(cluster_id, topic_ids)
+        windows = self._windows()
+        sources = {
+            part: PartitionSource(cluster_id, topic_ids[part.topic], *part)
+            for part in (TopicPart(window.topic, window.partition) for window in windows)
+        }
+        left: list[Window] = []
+        for window in windows:
+            start = stored.get(sources[TopicPart(window.topic, window.partition)])
+            if start is not None and start < window.earliest:
+                self._gaps += window.earliest - start
+            left.append(msgspec.structs.replace(window, start=max(start or 0, window.earliest)))
+        left = [window for window in left if window.start < window.end]
+        total = sum(window.records for window in left)
+        reading = self._source(left)
+        try:
+            done = self._take(store, reading.read({}), sources, stored, total)
+            self._gaps += sum(gap.end - gap.start for gap in reading.gaps)
+        finally:
+            reading.close()
+        if done:
+            self._pass_over_rest(store, left, sources, stored)
+        return done
+
+    def _pass_over_rest(
+        self,
+        store: StateStore,
+        windows: Sequence[Window],
+        sources: Mapping[TopicPart, PartitionSource],
+        stored: Mapping[PartitionSource, int],
+    ) -> None:
+        """Count offsets without a record, which transactions and compaction leave at the end, as what has taken effect."""
+        ends = {sources[TopicPart(window.topic, window.partition)]: window.end for window in windows}
+        rest = [Advance(source, stored.get(source), end) for source, end in ends.items() if stored.get(source, 0) < end]
+        if rest:
+            store.apply([], rest)
+
+    def _from_files(self, store: StateStore) -> None:
+        if self._files is None:
+            return
+        files = self._files
+        try:
+            stored = store.offsets(FILES, dict.fromkeys(self._expected, files.id))
+        except OperatorError as error:
+            raise OperatorError(
+                "files_changed",
+                f"The rebuild of {self._projection.name} that was begun has read other files.",
+                "Name the same files in the same order, or begin anew with --anew.",
+            ) from error
+        sources = {
+            TopicPart(topic, partition): PartitionSource(FILES, files.id, topic, partition)
+            for topic in self._expected
+            for partition in files.partitions
+        }
+
+        def unread() -> Iterator[Sequence[Record]]:
+            for batch in files.read():
+                yield [
+                    record
+                    for record in batch
+                    if record.offset >= stored.get(sources[TopicPart(record.topic, record.partition)], 0)
+                ]
+
+        self._take(store, unread(), sources, stored, 0)
+
+    def _take(
+        self,
+        store: StateStore,
+        batches: Batches,
+        sources: Mapping[TopicPart, PartitionSource],
+        stored: dict[PartitionSource, int],
+        total: int,
+    ) -> bool:
+        """Apply batches; `stored` moves along. Return whether all of them were, and nobody has said to stop."""
+        begun = self._applied
+        for records in _sized(batches, self._batch_records):
+            if self._watch.stop():
+                return False
+            self._apply(store, records, sources, stored)
+            done = self._applied - begun
+            self._watch.progress(done, max(total, done), "built")
+        return not self._watch.stop()
+
+    def _apply(
+        self,
+        store: StateStore,
+        records: Sequence[Record],
+        sources: Mapping[TopicPart, PartitionSource],
+        stored: dict[PartitionSource, int],
+    ) -> None:
+        try:
+            batch = sort_out(
+                map(AsMessage, records),
+                decode=self._decoder.decode,
+                expected=self._expected,
+                consumer=self._projection.name,
+                now_ms=round(time.time() * 1000),
+            )
+        except RegistryNeeded as error:
+            raise OperatorError(
+                "registry_needed",
+                f"A record is in the Confluent wire format: {error}.",
+                "Set KINGUIN_REGISTRY__URL, and rebuild again: it goes on where it stopped.",
+            ) from error
+        for part, held in batch.held.items():
+            raise OperatorError(
+                "schema_unknown",
+                f"{part.topic}/{part.partition}/{held.messages[0].offset()} cannot be read here: {held.reason}.",
+                "Upgrade, or see to the schema registry, and rebuild again: it goes on where it stopped.",
+            )
+        advances = [
+            Advance(sources[part], stored.get(sources[part]), next_offset)
+            for part, next_offset in batch.next_offsets.items()
+        ]
+        store.apply(batch.received, advances)
+        for advance in advances:
+            stored[advance.source] = advance.next_offset
+        self._applied += len(records)
+        # The live consumer has dead-lettered these when they came.
+        self._unreadable += len(batch.dead_letters)
+
+
+def _sized(batches: Batches, size: int) -> Iterator[Sequence[Record]]:
+    """Yield the same records in batches of this size; the last one may be smaller."""
+    records = (record for batch in batches for record in batch)
+    while some := list(islice(records, size)):
+        yield some
+
+
+def _behind(where: Sequence[Behind]) -> OperatorError:
+    first = where[0]
+    return OperatorError(
+        "rebuild_behind",
+        f"The live state has come to offset {first.live} of {first.topic}/{first.partition}, and there is nothing to read "
+        f"from {first.new or 0} on.",
+        "Check with `kinguin-streams consumers lag` and `topics plan` that the consumer and this command see one cluster.",
+    )
