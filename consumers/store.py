@@ -35,7 +35,6 @@ from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
 
-
 FILES: Final = "files"
 """Stands for a cluster's id in the offsets of what a rebuild has read from files, beside those of the cluster."""
 
