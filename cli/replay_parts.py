@@ -22,6 +22,14 @@ def consumer_config(settings: "Settings") -> dict[str, Any]:
     return config(wiring.kafka(settings), group_id=f"{settings.consumer.group_prefix}.replay", client_id=_CLIENT_ID)
 
 
+def group_config(settings: "Settings", group: str) -> dict[str, Any]:
+    """Return the configuration of a consumer that stands for a group, and never joins it."""
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import consumer_config as config
+
+    return config(wiring.kafka(settings), group_id=group, client_id=_CLIENT_ID)
+
+
 def survey(settings: "Settings") -> "Survey":
     """Return what asks the cluster; the caller closes it."""
     from kinguin_streams.cli import wiring

@@ -1,6 +1,6 @@
-"""Consumer groups as the cluster has them: who is in one, and how far it says that it has come. Joins none."""
+"""Consumer groups as the cluster has them: who is in one, how far it says that it has come, and moving that. Joins none."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,9 +9,13 @@ from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.cluster.topic_admin import unreachable
+from kinguin_streams.telemetry.operator_error import OperatorError
 
 REQUEST_TIMEOUT_S: Final = 15.0
 _NO_SUCH_GROUP: Final = frozenset({KafkaError.GROUP_ID_NOT_FOUND, KafkaError.INVALID_GROUP_ID})
+_HAS_MEMBERS: Final = frozenset(
+    {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,34 @@ def committed(config: dict[str, Any], partitions: Iterable[tuple[str, int]]) -> 
     finally:
         consumer.close()
     return {(answer.topic, answer.partition): answer.offset for answer in answers if answer.offset >= 0}
+
+
+def move(config: dict[str, Any], offsets: Mapping[tuple[str, int], int], metadata: Mapping[str, str]) -> None:
+    """Commit these offsets for the group of the configuration. metadata: topic to what is kept beside its offsets.
+
+    The broker takes them only from a group without members, whatever was seen a moment before. Raises
+    OperatorError("group_live") then, or ("kafka_unreachable").
+    """
+    moved = [
+        TopicPartition(topic, partition, offset, metadata.get(topic, ""))
+        for (topic, partition), offset in sorted(offsets.items())
+    ]
+    consumer = new_client(Consumer, config)
+    try:
+        answers = consumer.commit(offsets=moved, asynchronous=False) if moved else []
+        for answer in answers or []:
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+    except KafkaException as error:
+        if error.args[0].code() in _HAS_MEMBERS:
+            raise OperatorError(
+                "group_live",
+                f"The group {config['group.id']} has got a member: the broker moves no offsets under it.",
+                "Stop its consumers, and do it again.",
+            ) from error
+        raise unreachable(error) from error
+    finally:
+        consumer.close()
 
 
 def _member(found: Any) -> Member:

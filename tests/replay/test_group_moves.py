@@ -1,0 +1,164 @@
+"""`replay group` and `replay undo` on a real Kafka: a group's offsets are moved, shown, refused and moved back."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from tests.commands import run
+from tests.conftest import KafkaCluster
+from tests.consumers.deliveries import order_status
+from tests.consumers.kafka_streams import Streams, wait_until
+
+pytestmark = pytest.mark.kafka
+
+RECORDS = 40
+
+
+@pytest.fixture
+def streams(kafka: KafkaCluster, topic_prefix: str) -> Streams:
+    streams = Streams(kafka.bootstrap_servers, topic_prefix, partitions=1).make("order.status", "dead-letter")
+    streams.write(*(order_status("processing", number, order_id=f"O{number}") for number in range(RECORDS)))
+    return streams
+
+
+@pytest.fixture
+def command(streams: Streams, tmp_path: Path) -> Callable[..., Any]:
+    settings = {
+        "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": str(streams.kafka.bootstrap_servers),
+        "KINGUIN_TOPICS__PREFIX": streams.prefix,
+        "KINGUIN_CONSUMER__GROUP_PREFIX": streams.prefix,
+        "KINGUIN_REPLAY__RECEIPTS": str(tmp_path / "receipts"),
+    }
+    return lambda *arguments: run(settings, "replay", *arguments)
+
+
+def member(streams: Streams, group: str) -> Any:
+    return closing(
+        Consumer(
+            {
+                "bootstrap.servers": streams.kafka.bootstrap_servers,
+                "group.id": group,
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+            },
+            logger=CLIENT_LOGGER,
+        )
+    )
+
+
+def commit(streams: Streams, group: str, offset: int) -> None:
+    with member(streams, group) as consumer:
+        consumer.commit(offsets=[TopicPartition(streams.name("order.status"), 0, offset)], asynchronous=False)
+
+
+def committed(streams: Streams, group: str) -> int:
+    with member(streams, group) as consumer:
+        return int(consumer.committed([TopicPartition(streams.name("order.status"), 0)], timeout=30)[0].offset)
+
+
+def first_offset_read(streams: Streams, group: str) -> int:
+    with member(streams, group) as consumer:
+        consumer.subscribe([streams.name("order.status")])
+        found: list[int] = []
+
+        def has_read() -> bool:
+            message = consumer.poll(0.2)
+            if message is not None and message.error() is None:
+                found.append(message.offset())
+            return bool(found)
+
+        wait_until(has_read, "a record")
+        return found[0]
+
+
+def test_a_group_is_moved_and_moved_back(streams: Streams, command: Callable[..., Any]) -> None:
+    group, topic = f"{streams.prefix}.theirs", streams.name("order.status")
+    commit(streams, group, 30)
+    plan = command("group", group, topic, "--from", "offset:12", "--json")
+    assert plan.returncode == 0, plan.stderr
+    said = json.loads(plan.stdout)
+    row = {"topic": topic, "partition": 0, "before": 30, "after": 12, "again": 18, "skipped": 0, "gone": None}
+    assert (said["executed"], said["partitions"]) == (False, [row])
+    assert committed(streams, group) == 30
+
+    done = command("group", group, topic, "--from", "offset:12", "--execute", "--json")
+    assert done.returncode == 0, done.stderr
+    assert first_offset_read(streams, group) == 12
+
+    replay_id = json.loads(done.stdout)["replay_id"]
+    shown = command("show", replay_id, "--json")
+    assert (json.loads(shown.stdout)["state"], json.loads(shown.stdout)["proof"]["holds"]) == ("done", True)
+    back = command("undo", replay_id, "--execute", "--json")
+    assert back.returncode == 0, back.stderr
+    assert committed(streams, group) == 30
+
+
+def test_a_partition_that_has_come_past_its_old_offset_again_stays_there(
+    streams: Streams, command: Callable[..., Any]
+) -> None:
+    group, topic = f"{streams.prefix}.theirs", streams.name("order.status")
+    commit(streams, group, 30)
+    done = command("group", group, topic, "--from", "earliest", "--execute", "--json")
+    commit(streams, group, 35)
+    back = command("undo", json.loads(done.stdout)["replay_id"], "--execute")
+    assert back.returncode == 0, back.stderr
+    assert "come past 30 again, to 35" in back.stderr
+    assert committed(streams, group) == 35
+
+
+def test_a_live_group_is_refused(streams: Streams, command: Callable[..., Any]) -> None:
+    group, topic = f"{streams.prefix}.theirs", streams.name("order.status")
+    commit(streams, group, 30)
+    with member(streams, group) as consumer:
+        consumer.subscribe([topic])
+        wait_until(lambda: consumer.poll(0.2) is not None and bool(consumer.assignment()), "an assignment")
+        refused = command("group", group, topic, "--from", "earliest", "--execute")
+    assert refused.returncode == 1
+    assert "Stop its consumers first" in refused.stderr
+    assert "rdkafka on" in refused.stderr
+    assert committed(streams, group) == 30
+
+
+def test_retention_is_reported_and_the_group_is_moved_to_what_is_left(
+    streams: Streams, command: Callable[..., Any]
+) -> None:
+    group, topic = f"{streams.prefix}.theirs", streams.name("order.status")
+    commit(streams, group, 30)
+    streams.delete_records("order.status", 0, 10)
+    done = command("group", group, topic, "--from", "offset:4", "--execute", "--json")
+    assert "retention has deleted" in done.stderr
+    assert json.loads(done.stdout)["partitions"][0]["gone"] == 6
+    assert committed(streams, group) == 10
+
+
+@pytest.mark.parametrize("name", ["order-state", "{prefix}.product-changes"])
+def test_the_group_of_a_projection_is_refused_and_the_mend_is_named(
+    streams: Streams, command: Callable[..., Any], name: str
+) -> None:
+    refused = command("group", name.format(prefix=streams.prefix), streams.name("order.status"), "--execute")
+    assert refused.returncode == 1
+    assert "replay rebuild" in refused.stderr
+
+
+def test_an_app_is_named_by_its_file_and_its_topics_are_known(
+    streams: Streams, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from kinguin_streams.consumers.app import App\n"
+        "from kinguin_streams.schemas.events import OrderStatus\n"
+        'app = App("mine")\n'
+        "@app.on(OrderStatus)\n"
+        "def take(event, context): ...\n"
+    )
+    commit(streams, f"{streams.prefix}.mine", 30)
+    done = command("group", f"{file}:app", "--from", "offset:3", "--execute", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["group"] == f"{streams.prefix}.mine"
+    assert committed(streams, f"{streams.prefix}.mine") == 3
