@@ -2,7 +2,7 @@
 
 import typer
 
-from kinguin_streams.cli import replay_group, replay_rebuild, replay_resume, replay_show, replay_topic
+from kinguin_streams.cli import replay_consumer, replay_group, replay_rebuild, replay_resume, replay_show, replay_topic
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -10,6 +10,7 @@ app = typer.Typer(
     "Ctrl-C, a crash or kill -9 lose nothing: `replay resume` goes on.",
 )
 app.command("topic", no_args_is_help=True)(replay_topic.topic)
+app.command("consumer", no_args_is_help=True)(replay_consumer.consumer)
 app.command("group", no_args_is_help=True)(replay_group.group)
 app.command("undo", no_args_is_help=True)(replay_group.undo)
 app.command("rebuild", no_args_is_help=True)(replay_rebuild.rebuild)

@@ -1,6 +1,6 @@
 """A plan to the parts that carry it out: its source, its filters, its target."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,11 +79,14 @@ def source_of(settings: "Settings", plan: "Plan") -> "Source":
     return topic_source(settings, plan.windows)
 
 
-def target_of(settings: "Settings", plan: "Plan") -> "Target":
+def target_of(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]") -> "Target":
     """Return the target of a plan, once it is sure that it is still the one that was planned."""
+    from kinguin_streams.replay import consumer_target
     from kinguin_streams.replay.run import unchanged
     from kinguin_streams.telemetry.operator_error import OperatorError
 
+    if plan.destination.kind == consumer_target.KIND:
+        return _consumer_target(settings, plan, stop)
     if plan.destination.kind != "topic":
         raise OperatorError(
             "unknown_target",
@@ -119,4 +122,44 @@ def _topic_target(settings: "Settings", plan: "Plan") -> "Target":
         same_partition=frozenset(options["same_partition"]),
         timestamp=options["timestamp"],
         batch_records=settings.replay.batch_records,
+    )
+
+
+def _consumer_target(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]") -> "Target":
+    from kinguin_streams.cli import consumer_named, wiring
+    from kinguin_streams.consumers import dead_letter_sink
+    from kinguin_streams.consumers.app import App
+    from kinguin_streams.consumers.effect import Effect, StateEffect
+    from kinguin_streams.consumers.handler_effect import HandlerEffect
+    from kinguin_streams.consumers.store import StateStore
+    from kinguin_streams.replay.consumer_target import ConsumerTarget
+    from kinguin_streams.replay.run import Watch
+
+    consumer = consumer_named.consumer(plan.destination.options["consumer"])
+    topics = wiring.topics(settings)
+    publisher = wiring.publisher(settings, client_id=_CLIENT_ID)
+    encoder = wiring.dead_letter_encoder(settings)
+    store: StateStore | None = None
+    effect: Effect
+    if isinstance(consumer, App):
+        effect = HandlerEffect(consumer, settings.consumer, replay=True)
+    else:
+        store = StateStore(settings.state, consumer)
+        effect = StateEffect(consumer, store)
+
+    def close() -> None:
+        publisher.close(timeout_s=10.0)
+        if store is not None:
+            store.close()
+
+    return ConsumerTarget(
+        effect,
+        decoder=wiring.decoder(settings),
+        expected={topics.name(event): event for event in effect.events},
+        keep=lambda letter: dead_letter_sink.keep(letter, publisher, topics, encoder),
+        watch=Watch(stop=stop),
+        replay_id=plan.replay_id,
+        topic_ids={name.removeprefix("topic "): id_ for name, id_ in plan.source_identity.items() if name != "cluster"},
+        store=store,
+        close=close,
     )

@@ -56,6 +56,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     Exit code 0 if the proof holds and nothing was missing, 1 if not, 130 if it was stopped: then `replay resume` goes on.
     """
     from kinguin_streams.cli import output, replay_parts
+    from kinguin_streams.replay.consumer_target import ConsumerTarget
     from kinguin_streams.replay.receipt import partition_name
     from kinguin_streams.replay.run import prove, run
 
@@ -67,7 +68,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
         source: Source | None = None
         try:
             if contents.state not in ("done", "differs"):
-                target = replay_parts.target_of(settings, plan)
+                target = replay_parts.target_of(settings, plan, stop)
             if target is not None and contents.state != "written":
                 source = replay_parts.source_of(settings, plan)
                 filters = replay_parts.filters(settings, plan.selection, plan.windows)
@@ -75,7 +76,11 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
                     run(source, target, filters, receipt, watch(settings, update, stop))
             elif target is not None and contents.checkpoint is not None:
                 target.open(contents.checkpoint.mark)
-            if target is not None and receipt.contents().state == "written":
+            if isinstance(target, ConsumerTarget):
+                if receipt.contents().state == "written":
+                    target.finished()
+                    receipt.ended()
+            elif target is not None and receipt.contents().state == "written":
                 with output.progress("reading back") as update:
                     prove(target, receipt, plan.destination.name, watch(settings, update, stop))
         finally:

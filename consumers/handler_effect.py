@@ -80,8 +80,10 @@ class HandlerEffect:
         *,
         max_poll_interval_s: float = MAX_POLL_INTERVAL_S,
         clock: Clock = SYSTEM_CLOCK,
+        replay: bool = False,
     ) -> None:
         """max_poll_interval_s: after so long without a poll the group gives partitions away; for a line in the log.
+        replay: what `context.replay` says.
 
         Raises OperatorError("no_handlers").
         """
@@ -99,6 +101,7 @@ class HandlerEffect:
         self._breaker = Breaker(settings.handler_breaker_letters)
         self._max_poll_interval_s = max_poll_interval_s
         self._clock = clock
+        self._replay = replay
         self._log = log.bind(consumer=app.name)
         self._tries: dict[TopicPart, _Tries] = {}
         self._served_s: dict[TopicPart, float] = {}
@@ -210,7 +213,9 @@ class HandlerEffect:
 
     def _call(self, handler: Handler, items: Sequence[_Item], attempt: int) -> None:
         events: list[Any] = [item.event.event for item in items if item.event is not None]
-        contexts = [_context(item.event, item.message, attempt) for item in items if item.event is not None]
+        contexts = [
+            _context(item.event, item.message, attempt, replay=self._replay) for item in items if item.event is not None
+        ]
         began_s = self._clock.monotonic_s()
         try:
             if handler.most_records is None:
@@ -314,7 +319,7 @@ def _waits_for_schema(item: _Item) -> bool:
     return item.event is None and item.letter is None
 
 
-def _context(received: Received[Event], message: Message, attempt: int) -> Context:
+def _context(received: Received[Event], message: Message, attempt: int, *, replay: bool) -> Context:
     instant_ms = received.event.received_at_ms if received.timestamp_ms is None else received.timestamp_ms
     return Context(
         topic=received.topic,
@@ -322,7 +327,7 @@ def _context(received: Received[Event], message: Message, attempt: int) -> Conte
         offset=received.offset,
         received=EPOCH + timedelta(milliseconds=min(max(instant_ms, MIN_MS), MAX_MS)),
         attempt=attempt,
-        replay=False,
+        replay=replay,
         event_id=received.event.event_id,
         trace=headers_of(message),
     )

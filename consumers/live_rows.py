@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, not_, select
 
 from kinguin_streams.consumers import product_changes, tables
 from kinguin_streams.consumers.order_state import OrderState
@@ -16,6 +16,10 @@ KEYS_PER_SELECT: Final = 500
 """SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; a statement of this size is parsed in no time."""
 ROWS_IN_MEMORY: Final = 1_000
 
+LANE: Final = "replay:"
+"""First part of what stands for a cluster's id in the offsets of a replay: they say how far it has come, beside those of the
+consumer, and a consumer knows nothing of them."""
+
 decode_order = msgspec.json.Decoder(OrderState).decode
 
 
@@ -24,6 +28,11 @@ def live_generation(connection: Connection, projection: str) -> int | None:
     table = tables.projection
     live: int | None = connection.execute(select(table.c.live_generation).where(table.c.name == projection)).scalar()
     return live
+
+
+def not_lane() -> Any:
+    """Return the condition for offsets of a consumer, and not of a replay."""
+    return not_(tables.projection_offset.c.cluster_id.startswith(LANE, autoescape=True))
 
 
 def states(projection: str, generation: int | None) -> Select[Any]:

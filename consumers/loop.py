@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import structlog
 
 from kinguin_streams.cluster.connection import admin_config, consumer_config
-from kinguin_streams.cluster.publisher import Publisher, PublishFailed
+from kinguin_streams.cluster.publisher import Publisher
 from kinguin_streams.cluster.settings import KafkaSettings
+from kinguin_streams.consumers import dead_letter_sink
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart, sort_out
 from kinguin_streams.consumers.client import Identity, NewClient, kafka_client
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
@@ -24,7 +25,6 @@ from kinguin_streams.consumers.store import PartitionSource
 from kinguin_streams.consumers.tally import Tally
 from kinguin_streams.schemas.codec import Decoder, RecordEncoder, RegistryNeeded
 from kinguin_streams.schemas.events import DeadLetter
-from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.telemetry.operator_error import OperatorError
 from kinguin_streams.telemetry.traces import Traces
@@ -239,18 +239,8 @@ class ConsumeLoop:
 
     def keep(self, letter: DeadLetter) -> None:
         """Return when the dead letter is in Kafka. For the effect. Raises OperatorError("dead_letter_refused")."""
-        position = f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
-        try:
-            self._publisher.publish(outgoing(letter, self._topics, self._encoder))
-        except PublishFailed as error:
-            raise OperatorError(
-                "dead_letter_refused",
-                f"The record {position} cannot be processed ({letter.reason}), and the dead-letter topic does not take "
-                f"it ({error}).",
-                "The consumer stops instead of skipping it: check `kinguin-streams topics plan` and the cluster.",
-            ) from error
+        dead_letter_sink.keep(letter, self._publisher, self._topics, self._encoder)
         self.tally.dead_letter(letter.reason)
-        self._log.warning("record_dead_lettered", position=position, reason=letter.reason, detail=letter.detail)
 
     def done(self, part: TopicPart, next_offset: int, applied: int) -> None:
         """Note that all below the offset has taken effect, `applied` records more than before. For the effect."""

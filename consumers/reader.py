@@ -158,7 +158,9 @@ def stored_offsets(url: str, projection: str) -> dict[tuple[str, int], int]:
         if connection is None:
             return {}
         mine = and_(table.c.projection == projection, table.c.generation == live_generation(connection, projection))
-        rows = connection.execute(select(table.c.topic, table.c.partition, table.c.next_offset).where(mine))
+        rows = connection.execute(
+            select(table.c.topic, table.c.partition, table.c.next_offset).where(mine, live_rows.not_lane())
+        )
         return {(topic, partition): next_offset for topic, partition, next_offset in rows}
 
 

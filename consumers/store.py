@@ -5,7 +5,7 @@ finds another offset there than the one it read, and its transaction is undone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     and_,
     case,
+    delete,
     func,
     literal,
     not_,
@@ -27,16 +28,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import database, tables
 from kinguin_streams.consumers.generations import Build, insert_into, live_or_first, still_written
-from kinguin_streams.consumers.live_rows import ids_by_store
+from kinguin_streams.consumers.live_rows import LANE, ids_by_store, not_lane
 from kinguin_streams.consumers.outbox import OutboxWriter
 from kinguin_streams.consumers.postgres import unnested
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
-
-FILES: Final = "files"
-"""Stands for a cluster's id in the offsets of what a rebuild has read from files, beside those of the cluster."""
 
 
 class PartitionSource(NamedTuple):
@@ -130,7 +128,7 @@ class StateStore:
             table.c.projection == self._projection.name,
             table.c.generation == self._generation,
             table.c.topic.in_(list(topic_ids)),
-            table.c.cluster_id == FILES if cluster_id == FILES else table.c.cluster_id != FILES,
+            table.c.cluster_id == cluster_id if cluster_id.startswith(LANE) else not_lane(),
         )
         with database.explained(self._settings), self._engine.connect() as connection:
             rows = connection.execute(statement.where(mine)).all()
@@ -143,6 +141,13 @@ class StateStore:
                 raise topic_replaced(source.topic, source.topic_id, topic_ids[source.topic])
             found[source] = next_offset
         return found
+
+    def close_lane(self, cluster_id: str) -> None:
+        """Forget how far a replay has come: it is at its end. cluster_id: begins with LANE."""
+        table = tables.projection_offset
+        mine = and_(table.c.projection == self._projection.name, table.c.cluster_id == cluster_id)
+        with database.explained(self._settings), self._engine.begin() as connection:
+            connection.execute(delete(table).where(mine))
 
     def apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance]) -> None:
         """Let a batch take effect, and move its partitions' offsets: both or neither, and only once.

@@ -4,7 +4,6 @@ How far it is stands in the state database, with the state itself, so that a reb
 needs no receipt. Files come first, then topics up to where the live state is; the live consumer goes on meanwhile.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
@@ -13,21 +12,23 @@ import msgspec
 import structlog
 
 from kinguin_streams.consumers import generations
-from kinguin_streams.consumers.batch import TopicPart, sort_out
+from kinguin_streams.consumers.batch import TopicPart
 from kinguin_streams.consumers.generations import Behind, Build, Swapped
+from kinguin_streams.consumers.live_rows import LANE
 from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.settings import StateSettings
-from kinguin_streams.consumers.store import FILES, Advance, PartitionSource, StateStore
-from kinguin_streams.replay.as_message import AsMessage
+from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
+from kinguin_streams.replay.as_message import sorted_out
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Source, Watch
-from kinguin_streams.schemas.codec import Decoder, RegistryNeeded
+from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import RecordName
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
+FILES: Final = f"{LANE}files"
 NAP_S: Final = 0.5
 PATIENCE_ROUNDS: Final = 60
 """So often in a row the live state may be ahead although there is nothing to read: 30 s."""
@@ -250,26 +251,7 @@ class Rebuild:
         sources: Mapping[TopicPart, PartitionSource],
         stored: dict[PartitionSource, int],
     ) -> None:
-        try:
-            batch = sort_out(
-                map(AsMessage, records),
-                decode=self._decoder.decode,
-                expected=self._expected,
-                consumer=self._projection.name,
-                now_ms=round(time.time() * 1000),
-            )
-        except RegistryNeeded as error:
-            raise OperatorError(
-                "registry_needed",
-                f"A record is in the Confluent wire format: {error}.",
-                "Set KINGUIN_REGISTRY__URL, and rebuild again: it goes on where it stopped.",
-            ) from error
-        for part, held in batch.held.items():
-            raise OperatorError(
-                "schema_unknown",
-                f"{part.topic}/{part.partition}/{held.messages[0].offset()} cannot be read here: {held.reason}.",
-                "Upgrade, or see to the schema registry, and rebuild again: it goes on where it stopped.",
-            )
+        batch, _ = sorted_out(records, self._decoder, self._expected, self._projection.name)
         advances = [
             Advance(sources[part], stored.get(sources[part]), next_offset)
             for part, next_offset in batch.next_offsets.items()

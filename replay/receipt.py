@@ -176,6 +176,10 @@ class Receipt:
         """Note that the last checkpoint is the end: what is left is the proof."""
         self._append(_Line(kind="written", at=_now()))
 
+    def ended(self) -> None:
+        """Note that it is done, of a target that cannot be read back."""
+        self._append(_Line(kind="ended", at=_now()))
+
     def proven(self, proof: Proof) -> None:
         """Note what reading back has found."""
         self._append(_Line(kind="proof", at=_now(), proof=proof))
@@ -224,6 +228,8 @@ def read(path: Path) -> Contents:
                 state = "interrupted"
             case "written":
                 state = "written"
+            case "ended":
+                state = "done"
             case "proof":
                 state = "done" if said.proof is not None and said.proof.holds else "differs"
         if said.gap is not None:
