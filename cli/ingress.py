@@ -66,6 +66,7 @@ def ingress(
         publisher,
         topics,
         encoder,
+        wiring.decoder(settings),
         spool,
         read_secrets,
         traces("kinguin-streams-ingress"),

@@ -55,13 +55,14 @@ def drain(
 ) -> None:
     """Bring what no living process owns into Kafka: for the volume of an ingress that does not come back.
 
-    Exit 0 once nothing is left of them: none waits, Kafka has refused none, every file could be read. 1 otherwise. Files
-    that a living ingress owns are left to it.
+    Exit 0 once nothing is left of them: each is in its topic or, where that refuses it for good, a dead letter, and every
+    file could be read. 1 otherwise. Files that a living ingress owns are left to it.
     """
     from kinguin_streams.cli import output, wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.ingress.breaker import Breaker
     from kinguin_streams.ingress.drain import Drain
+    from kinguin_streams.ingress.refusals import Refusals
     from kinguin_streams.ingress.spool import Spool
     from kinguin_streams.telemetry.logs import configure
 
@@ -69,19 +70,21 @@ def drain(
     configure(settings.log.level, settings.log.format)
     readable, unreadable = _files(path)
     if not readable:
-        _end_drained(0, left=0, refused=0, unreadable=unreadable, as_json=as_json)
+        _end_drained(0, dead_lettered=0, left=0, refused=0, unreadable=unreadable, as_json=as_json)
         return
+    topics = wiring.topics(settings)
+    refusals = Refusals(topics=topics, decoder=wiring.decoder(settings), encoder=wiring.dead_letter_encoder(settings))
     publisher = wiring.publisher(settings, client_id="kinguin-streams-spool-drain")
     spool = Spool(settings.spool)
-    at_first = spool.waiting
+    at_first = spool.unsettled
     breaker = Breaker()
-    drainer = Drain(spool, publisher, breaker, settings.ingress.queue_records)
-    any_topic = wiring.topics(settings).name("order.status")
+    drainer = Drain(spool, publisher, breaker, settings.ingress.queue_records, refusals)
+    any_topic = topics.name("order.status")
     drainer.start()
     deadline_s = time.monotonic() + timeout_s
     with output.progress("draining") as update:
-        while spool.waiting and time.monotonic() < deadline_s:
-            update(at_first - spool.waiting, at_first, "")
+        while spool.unsettled and time.monotonic() < deadline_s:
+            update(at_first - spool.unsettled, at_first, "")
             time.sleep(0.1)
             if breaker.state == "open" and _answers(publisher, any_topic):
                 breaker.answered()
@@ -90,7 +93,14 @@ def drain(
     contents, unreadable = spool.contents, unreadable | spool.unreadable
     spool.close()
     left = contents.records - contents.refused
-    _end_drained(drainer.drained, left=left, refused=contents.refused, unreadable=unreadable, as_json=as_json)
+    _end_drained(
+        drainer.drained,
+        dead_lettered=drainer.dead_lettered.total(),
+        left=left,
+        refused=contents.refused,
+        unreadable=unreadable,
+        as_json=as_json,
+    )
 
 
 def _answers(publisher: "KafkaPublisher", topic: str) -> bool:
@@ -106,15 +116,19 @@ def _answers(publisher: "KafkaPublisher", topic: str) -> bool:
     return True
 
 
-def _end_drained(drained: int, *, left: int, refused: int, unreadable: frozenset[Path], as_json: bool) -> None:
+def _end_drained(
+    drained: int, *, dead_lettered: int, left: int, refused: int, unreadable: frozenset[Path], as_json: bool
+) -> None:
     """Say it, and exit with 1 unless all is in Kafka."""
     from kinguin_streams.cli import output
 
     if as_json:
-        output.result_json({"drained": drained, "left": left, "refused": refused, "unreadable": len(unreadable)})
+        counts = {"drained": drained, "dead_lettered": dead_lettered, "left": left, "refused": refused}
+        output.result_json({**counts, "unreadable": len(unreadable)})
     else:
         output.result(
-            f"{drained} events drained, {left} left, {refused} refused by Kafka, {len(unreadable)} files unreadable"
+            f"{drained} events drained, {dead_lettered} made dead letters, {left} left, {refused} refused by Kafka, "
+            f"{len(unreadable)} files unreadable"
         )
     if left or refused or unreadable:
         raise typer.Exit(1)
@@ -125,7 +139,8 @@ def retry(path: Folder = None, as_json: Json = False) -> None:
     """Let events that Kafka has refused wait for it again, once the cause is mended: a topic's max.message.bytes, say.
 
     A living ingress is asked to do so with its own files, and does within ten seconds, then sends them. What nobody owns
-    is sent by the next ingress that starts here, or by `spool drain`. What Kafka refuses again is kept as before.
+    is sent by the next ingress that starts here, or by `spool drain`. What Kafka refuses again becomes a dead letter, or is
+    kept as before if it refuses that too.
     """
     from kinguin_streams.cli import output
     from kinguin_streams.ingress.spool_file import FileTaken, SpoolFailed, SpoolFile, asked_retry_of

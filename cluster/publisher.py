@@ -106,6 +106,7 @@ class KafkaPublisher:
         self._ack_wait_s = ack_wait_s
         self._config = config
         self._alone: KafkaPublisher | None = None
+        self._making_alone = threading.Lock()
         self._pid = os.getpid()
         self._closing = threading.Event()
         self._fatal: str | None = None
@@ -191,10 +192,11 @@ class KafkaPublisher:
         """Do as `send` does, in a batch of the record's own.
 
         Kafka looks at a batch as a whole: measured at max.message.bytes=8192, 413 of 600 events of half a kilobyte that came at
-        once were refused, although it takes each. Not for one thread beside another: called on that of a loop.
+        once were refused, although it takes each.
         """
-        if self._alone is None and not self._closing.is_set():
-            self._alone = KafkaPublisher({**self._config, "batch.num.messages": 1}, ack_wait_s=self._ack_wait_s)
+        with self._making_alone:
+            if self._alone is None and not self._closing.is_set():
+                self._alone = KafkaPublisher({**self._config, "batch.num.messages": 1}, ack_wait_s=self._ack_wait_s)
         return (self._alone or self).send(record)
 
     def _failure(self, error: KafkaError, landed: Literal["no", "maybe"] = "maybe") -> PublishFailed:
@@ -232,8 +234,10 @@ class KafkaPublisher:
         except KafkaException as error:  # as in _poll
             self._on_error(error.args[0])
             left = len(self._producer)
-        if self._alone is not None:
-            left += self._alone.close(timeout_s)
+        with self._making_alone:  # one that is being made just now is closed too
+            alone = self._alone
+        if alone is not None:
+            left += alone.close(timeout_s)
         if left:
             log.error("records_without_report", records=left, waited_s=timeout_s)
         return int(left)

@@ -19,8 +19,9 @@ MAX_KEPT_NAME_CHARACTERS: Final = 256
 # Each parameter of a Content-Type; a semicolon in quotes ends none.
 _PARAMETER: Final = re.compile(r';((?:"(?:[^"\\]|\\.)*"|[^;"])*)', re.DOTALL)
 
+REFUSED_BY_KAFKA: Final = "refused_by_kafka"
 INVALID_REASONS: Final = frozenset(
-    {"unsupported_encoding", "missing_event_name", "unknown_event", "refused_by_kafka", *reasons()}
+    {"unsupported_encoding", "missing_event_name", "unknown_event", REFUSED_BY_KAFKA, *reasons()}
 )
 RefusalReason = Literal["headers_missing", "wrong_secret"]
 REFUSAL_REASONS: Final[tuple[RefusalReason, ...]] = get_args(RefusalReason)
@@ -89,7 +90,7 @@ def decide(delivery: Delivery, secrets: Secrets, on_authenticated: Callable[[], 
 
 def refused_by_kafka(delivery: Delivery, detail: str) -> DeadLetter:
     """Return the dead letter of an event that its topic will never take: it allows less than the limit of bodies."""
-    return _dead_letter(delivery, "refused_by_kafka", detail)
+    return _dead_letter(delivery, REFUSED_BY_KAFKA, detail)
 
 
 def _dead_letter(delivery: Delivery, reason: str, detail: str) -> DeadLetter:

@@ -24,6 +24,7 @@ from kinguin_streams.ingress.openapi import document
 from kinguin_streams.ingress.process_metrics import ProcessMetrics
 from kinguin_streams.ingress.proven import ProofFile
 from kinguin_streams.ingress.readiness import Readiness
+from kinguin_streams.ingress.refusals import Refusals
 from kinguin_streams.ingress.reload import ReadSecrets, SecretsReload
 from kinguin_streams.ingress.request_log import RequestLog
 from kinguin_streams.ingress.secrets import Secrets
@@ -31,7 +32,7 @@ from kinguin_streams.ingress.settings import IngressSettings
 from kinguin_streams.ingress.spool import Spool
 from kinguin_streams.ingress.spool_metrics import SpoolMetrics
 from kinguin_streams.ingress.vigil import Vigil
-from kinguin_streams.schemas.codec import Encoder
+from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.telemetry.admin_server import AdminServer
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -71,6 +72,7 @@ class Server:
     publisher: KafkaPublisher
     topics: Topics
     encoder: Encoder
+    decoder: Decoder
     spool: Spool | None
     read_secrets: ReadSecrets
     traces: Traces
@@ -90,7 +92,8 @@ class Server:
         self._drain: Drain | None = None
         if self.spool is not None:
             breaker = self._keeper.breaker
-            self._drain = Drain(self.spool, self.publisher, breaker, self.settings.queue_records)
+            refusals = Refusals(topics=self.topics, decoder=self.decoder, encoder=self.encoder)
+            self._drain = Drain(self.spool, self.publisher, breaker, self.settings.queue_records, refusals)
             SpoolMetrics(self.spool, self._drain, breaker, self.ledger.registry)
         secrets = Secrets(self.read_secrets())
         vigil = Vigil(
@@ -195,7 +198,7 @@ class Server:
         left = self.publisher.close(max(0.0, deadline_s - time.monotonic()) + 1.0)
         waiting = 0
         if self.spool is not None:
-            waiting = self.spool.waiting
+            waiting = self.spool.unsettled
             self.spool.close()
         balance = self.ledger.balance()
         log.info(

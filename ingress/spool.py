@@ -108,6 +108,11 @@ class Spool:
         return contents.records - contents.refused
 
     @property
+    def unsettled(self) -> int:
+        """How many records wait for Kafka, or for becoming a dead letter."""
+        return self.waiting + sum(file.due_dead_letters for file in self.files() if file.failure is None)
+
+    @property
     def unreadable(self) -> frozenset[Path]:
         """The files that could not be taken over, and those of this process that cannot be read on."""
         return frozenset({*self._unreadable, *(file.path for file in self.files() if file.failure is not None)})

@@ -55,6 +55,9 @@ CREATE TABLE IF NOT EXISTS spooled (
 )
 """
 
+_WAITING: Final = "refused IS NULL AND topic NOT IN (SELECT value FROM json_each(?))"
+_REFUSED: Final = "refused IS NOT NULL AND id NOT IN (SELECT value FROM json_each(?))"
+
 _HEADERS: Final = msgspec.msgpack.Decoder(tuple[tuple[str, bytes], ...])
 
 FailureCode = Literal["full", "failed", "slow", "closed"]
@@ -157,6 +160,7 @@ class SpoolFile:
         self._queued_bytes = 0
         self._closed = False
         self._awaited: set[int] = set()
+        self._set_aside: set[int] = set()
         self._reading = threading.Lock()
         # By the topics passed over: below it is nothing else. 300,000 records before the first one took a second to pass.
         self._first_after: dict[frozenset[str], int] = {}
@@ -206,20 +210,44 @@ class SpoolFile:
             self._submit(_Remove(ids, done))
             done.result()
 
-    def refuse(self, spooled_id: int, why: str) -> None:
-        """Set a record aside that Kafka will never take. Raises SpoolFailed."""
+    def refuse(self, spooled_id: int, why: str, *, set_aside: bool = False) -> None:
+        """Note of a record that Kafka will never take it; it does not wait any more. Raises SpoolFailed.
+
+        set_aside: nor is there a dead letter to be made of it: `refused` passes it over as well, until a `retry`, or
+        until another process opens the file, which may try once.
+        """
         done: Future[int] = Future()
         self._submit(_Refuse(spooled_id, why, done))
         done.result()
+        if set_aside:
+            self._set_aside.add(spooled_id)
 
     def retry(self) -> int:
         """Let what Kafka has refused wait for it again, in its old place; return how many those are. Raises SpoolFailed."""
         done: Future[int] = Future()
         self._submit(_Retry(done))
         retried = done.result()
+        self._set_aside.clear()
         with self._reading:
             self._first_after.clear()
         return retried
+
+    @property
+    def due_dead_letters(self) -> int:
+        """How many records Kafka has refused that are not set aside. Does not ask the disk."""
+        return max(0, self.contents.refused - len(self._set_aside))
+
+    def refused(self, count: int) -> list[Spooled]:
+        """Return up to `count` records that Kafka has refused and that are not set aside. Raises SpoolFailed, as `oldest` does."""
+        if self.due_dead_letters <= 0:
+            return []
+        aside = json.dumps(list(self._set_aside))
+        try:
+            with self._reading:
+                return list(_rows(self._reader, 0, count, _REFUSED, aside))
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            self._distrust(error)
+            raise SpoolFailed("failed", str(error)) from error
 
     def oldest(self, count: int, held_up: Collection[str] = ()) -> list[Spooled]:
         """Return up to `count` records that wait for Kafka, oldest first. Raises SpoolFailed, once, if they are not readable.
@@ -231,7 +259,8 @@ class SpoolFile:
             with self._reading:
                 passed_over = frozenset(held_up)
                 after = self._first_after.get(passed_over, 0)
-                rows = list(_rows(self._reader, after, count + len(awaited), refused_too=False, without=held_up))
+                without = json.dumps(list(held_up))
+                rows = list(_rows(self._reader, after, count + len(awaited), _WAITING, without))
                 if rows:
                     self._first_after[passed_over] = rows[0].id - 1
         except (sqlite3.Error, msgspec.MsgspecError) as error:
@@ -377,9 +406,12 @@ class SpoolFile:
                     refused=before.refused - sum(refused for _, refused in gone),
                 )
             case _Refuse(spooled_id, why):
-                query = "UPDATE spooled SET refused = ? WHERE id = ? AND refused IS NULL"
-                changed = self._writer.execute(query, (why, spooled_id)).rowcount
-                now_refused = before.refused + changed
+                query = "SELECT count(*) FROM spooled WHERE id = ? AND refused IS NULL"
+                newly = int(self._writer.execute(query, (spooled_id,)).fetchone()[0])
+                changed = self._writer.execute(
+                    "UPDATE spooled SET refused = ? WHERE id = ?", (why, spooled_id)
+                ).rowcount
+                now_refused = before.refused + newly
                 return changed, replace(before, refused=now_refused, oldest_ms=_oldest_ms(self._writer))
             case _Retry():
                 changed = self._writer.execute("UPDATE spooled SET refused = NULL WHERE refused IS NOT NULL").rowcount
@@ -454,7 +486,7 @@ def read_only(path: Path, count: int = 1_000) -> Iterator[Spooled]:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
     try:
         after = 0
-        while batch := list(_rows(connection, after, count, refused_too=True)):
+        while batch := list(_rows(connection, after, count)):
             yield from batch
             after = batch[-1].id
     finally:
@@ -542,12 +574,12 @@ def _oldest_ms(connection: sqlite3.Connection) -> int | None:
 
 
 def _rows(
-    connection: sqlite3.Connection, after: int, count: int, *, refused_too: bool, without: Collection[str] = ()
+    connection: sqlite3.Connection, after: int, count: int, condition: str = "TRUE", *arguments: str
 ) -> Iterator[Spooled]:
+    columns = "id, topic, key, value, headers, timestamp_ms, spooled_at_ms, refused"
+    query = f"SELECT {columns} FROM spooled WHERE id > ? AND {condition} ORDER BY id LIMIT ?"  # noqa: S608 - ours, all of it
     for number, topic, key, value, headers, timestamp_ms, spooled_at_ms, refused in connection.execute(
-        "SELECT id, topic, key, value, headers, timestamp_ms, spooled_at_ms, refused FROM spooled"
-        " WHERE id > ? AND (refused IS NULL OR ?) AND topic NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
-        (after, refused_too, json.dumps(list(without)), count),
+        query, (after, *arguments, count)
     ):
         record = OutgoingRecord(topic, key, value, _HEADERS.decode(headers), timestamp_ms)
         yield Spooled(number, record, spooled_at_ms, refused)

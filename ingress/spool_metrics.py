@@ -23,11 +23,15 @@ class SpoolMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return what waits, for how long, what has been drained, and whether Kafka is worth waiting for."""
-        contents = self._spool.contents
+        contents, unsettled = self._spool.contents, self._spool.unsettled
         age_s = 0.0 if contents.oldest_ms is None else max(0.0, time.time() - contents.oldest_ms / 1000)
         gauges = (
-            ("kinguin_ingress_spool_events", "Events on disk, waiting for Kafka.", contents.records - contents.refused),
-            ("kinguin_ingress_spool_refused_events", "Events on disk that Kafka will never take.", contents.refused),
+            ("kinguin_ingress_spool_events", "Events on disk, waiting for Kafka.", unsettled),
+            (
+                "kinguin_ingress_spool_refused_events",
+                "Events on disk that Kafka will never take, nor their dead letters.",
+                max(0, contents.records - unsettled),
+            ),
             ("kinguin_ingress_spool_bytes", "Bytes of all events on disk.", contents.bytes),
             ("kinguin_ingress_spool_limit_bytes", "Bytes beyond which no event is taken.", self._spool.max_bytes),
             ("kinguin_ingress_spool_oldest_age_seconds", "How long the oldest event has been on disk.", age_s),
@@ -41,3 +45,11 @@ class SpoolMetrics(Collector):
         drained = CounterMetricFamily("kinguin_ingress_spool_drained", "Events brought from disk into Kafka.")
         drained.add_metric((), self._drain.drained)
         yield drained
+        dead_lettered = CounterMetricFamily(
+            "kinguin_ingress_spool_dead_lettered",
+            "Events that their topic refuses for good, brought from disk into the dead-letter topic.",
+            labels=("topic",),
+        )
+        for topic, count in list(self._drain.dead_lettered.items()):
+            dead_lettered.add_metric((topic,), count)
+        yield dead_lettered

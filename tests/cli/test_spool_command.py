@@ -143,11 +143,12 @@ def test_drain_says_what_it_cannot_bring_into_kafka_and_ends_with_1(tmp_path: Pa
     """Whoever deletes the volume after "0 left" must not delete these."""
     (tmp_path / "a.spool").write_bytes(b"this was never a database" * 100)
     nothing_else = spool(tmp_path, "drain", "--json")
-    told = {"drained": 0, "left": 0, "refused": 0, "unreadable": 1}
+    told = {"drained": 0, "dead_lettered": 0, "left": 0, "refused": 0, "unreadable": 1}
     assert (nothing_else.returncode, json.loads(nothing_else.stdout)) == (1, told)
     fill(tmp_path / "b.spool", "A", refused="A")
-    refused = spool(tmp_path, "drain", KINGUIN_KAFKA__BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}")
-    assert refused.stdout == "0 events drained, 0 left, 1 refused by Kafka, 1 files unreadable\n"
+    nowhere = f"127.0.0.1:{free_port()}"
+    refused = spool(tmp_path, "drain", "--timeout-s", "1", KINGUIN_KAFKA__BOOTSTRAP_SERVERS=nowhere)
+    assert refused.stdout == "0 events drained, 0 made dead letters, 0 left, 1 refused by Kafka, 1 files unreadable\n"
     assert refused.returncode == 1
 
 
@@ -180,12 +181,12 @@ def test_drain_brings_what_nobody_owns_into_kafka_and_leaves_to_the_living_what_
     fill(tmp_path / "b.spool", "C", "D", prefix=topic_prefix, refused="D")
     with another_process(tmp_path / "living.spool"):
         done = spool(tmp_path, "drain", "--json", **settings(kafka.bootstrap_servers, topic_prefix))
-        told = {"drained": 3, "left": 0, "refused": 1, "unreadable": 0}
-        assert (done.returncode, json.loads(done.stdout)) == (1, told)
+        told = {"drained": 3, "dead_lettered": 1, "left": 0, "refused": 0, "unreadable": 0}
+        assert (done.returncode, json.loads(done.stdout)) == (0, told)
         assert orders(kafka.bootstrap_servers, topic_prefix) == ["A", "B", "C"]
+        assert dead_letters(kafka.bootstrap_servers, topic_prefix) == [order_status("D")]
         assert look(tmp_path / "living.spool").records == 3
-    assert look(tmp_path / "b.spool").refused == 1  # for a person
-    assert not (tmp_path / "a.spool").exists()
+    assert [path.name for path in tmp_path.glob("*.spool")] == ["living.spool"]
 
 
 @pytest.mark.kafka
@@ -196,7 +197,7 @@ def test_drain_gives_up_in_time_with_1_and_keeps_what_is_left(tmp_path: Path) ->
     done = spool(tmp_path, "drain", "--timeout-s", "2", **nowhere)
     assert time.monotonic() - began_s < 2 + 5 + 8  # its time, the last flush, and a busy machine
     assert done.returncode == 1
-    assert done.stdout == "0 events drained, 2 left, 0 refused by Kafka, 0 files unreadable\n"
+    assert done.stdout == "0 events drained, 0 made dead letters, 2 left, 0 refused by Kafka, 0 files unreadable\n"
     (left,) = tmp_path.glob("*.spool")
     assert look(left).records == 2
 
@@ -221,9 +222,17 @@ def test_drain_goes_on_once_kafka_is_back(own_kafka: OwnKafka, topic_prefix: str
         time.sleep(5)
         os.kill(own_kafka.broker.pid, signal.SIGCONT)
         told, said = draining.communicate(timeout=60)
-    assert json.loads(told) == {"drained": 2, "left": 0, "refused": 0, "unreadable": 0}, said
+    assert json.loads(told) == {"drained": 2, "dead_lettered": 0, "left": 0, "refused": 0, "unreadable": 0}, said
     assert draining.returncode == 0
     assert set(orders(own_kafka.bootstrap_servers, topic_prefix)) == {"A", "B"}
+
+
+def dead_letters(bootstrap_servers: str, prefix: str) -> list[bytes]:
+    log = Log(bootstrap_servers, topics(prefix, partitions=2))
+    try:
+        return [letter.body for letter in log.dead_letters()]
+    finally:
+        log.close()
 
 
 def retry(folder: Path, **environment: str) -> tuple[int, Any]:
@@ -276,7 +285,8 @@ def test_after_the_topic_takes_more_a_retry_brings_into_kafka_what_it_had_refuse
     bootstrap, topic = own_kafka.bootstrap_servers, f"{topic_prefix}.order.status"
     with running_ingress(bootstrap, topic_prefix, tmp_path) as running:
         folder = tmp_path / ".data" / "spool"
-        configure(bootstrap, topic, "max.message.bytes", "10000")
+        for refusing in (topic, f"{topic_prefix}.dead-letter"):
+            configure(bootstrap, refusing, "max.message.bytes", "10000")
         large = order_status("LARGE", extra=f', "padding": "{"x" * 20_000}"')
         with stalled(own_kafka.broker):
             assert running.post(large).status == 204
@@ -284,14 +294,17 @@ def test_after_the_topic_takes_more_a_retry_brings_into_kafka_what_it_had_refuse
         def refused() -> float:
             return running.metrics()["kinguin_ingress_spool_refused_events", ()]
 
-        wait_until(lambda: refused() == 1, 40, "a refusal")
+        set_aside = "spooled_record_set_aside"
+        wait_until(lambda: set_aside in running.log_text(), 40, "a refusal")
+        assert refused() == 1
         assert retry(folder) == (0, {"retried": 0, "asked": 1})
         wait_until(lambda: "spool_retried" in running.log_text(), 20, "a retry")
-        wait_until(lambda: running.log_text().count("spooled_record_refused") == 2, 20, "a second refusal")
+        wait_until(lambda: running.log_text().count(set_aside) == 2, 20, "a second refusal")
         assert running.log.events() == []
         configure(bootstrap, topic, "max.message.bytes", "1000000")
         assert retry(folder) == (0, {"retried": 0, "asked": 1})
         wait_until(lambda: refused() == 0 and spooled(running) == 0, 20, "an empty spool")
         assert {kept.record.raw for kept in running.log.events()} == {large}
+        assert running.log.dead_letters() == []
         assert list(folder.glob("*.retry")) == []
         assert running.log_text().count("spool_retried") == 2

@@ -250,6 +250,23 @@ def test_a_full_queue_is_said_at_once_and_the_record_is_not_in_it() -> None:
     assert codes == [("no_report", "maybe")] * 3 + [("queue_full", "no")] * 2
 
 
+def test_threads_that_send_alone_at_once_share_one_more_producer_which_closes_with_the_first() -> None:
+    before, at_once = threading.active_count(), threading.Barrier(8)
+    publisher = open_publisher("127.0.0.1:1", delivery_timeout_s=0.5)
+
+    def send(number: int) -> str | None:
+        at_once.wait(10)
+        failure = publisher.send_alone(OutgoingRecord("t", b"%d" % number, b"v", (), AT_MS)).result(20)
+        return None if failure is None else failure.code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(send, range(8))) == ["not_delivered"] * 8
+    polling = [thread for thread in threading.enumerate() if thread.name == "kafka-delivery-reports"]
+    assert len(polling) == 2
+    assert publisher.close(timeout_s=5) == 0
+    assert threading.active_count() == before
+
+
 def test_a_closed_publisher_takes_nothing() -> None:
     publisher = open_publisher("127.0.0.1:1")
     assert publisher.close(timeout_s=1) == 0

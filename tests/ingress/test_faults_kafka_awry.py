@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -209,7 +210,7 @@ def test_row_13_a_batch_that_is_too_large_costs_no_event_that_is_not(
         assert [letter.body for letter in running.log.dead_letters()] == [large]
 
 
-def test_row_13_what_a_topic_refuses_for_good_is_a_dead_letter_with_its_size_and_hash_or_stays_in_the_spool(
+def test_row_13_what_a_topic_refuses_for_good_is_a_dead_letter_with_its_size_and_hash_through_the_spool_too(
     own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
 ) -> None:
     bootstrap = own_kafka.bootstrap_servers
@@ -220,7 +221,7 @@ def test_row_13_what_a_topic_refuses_for_good_is_a_dead_letter_with_its_size_and
         assert (answer.status, answer.fault, answer.body) == (202, "refused_by_kafka", b"")
         (letter,) = running.log.dead_letters()
         assert (letter.reason, letter.body, letter.body_size) == ("refused_by_kafka", large, len(large))
-        # Kafka cannot say so while it is silent: then the event is on disk, and is still there afterwards.
+        # Kafka cannot say so while it is silent: then the event is on disk, and goes the same way from there.
         witness = Witness(tmp_path / "witness.jsonl")
         (other,) = bodies(1, size=20_000)
         with stalled(own_kafka.broker):
@@ -229,10 +230,41 @@ def test_row_13_what_a_topic_refuses_for_good_is_a_dead_letter_with_its_size_and
             assert running.post(other).status == 204
             assert {answer.status for answer in witness.post(running, small[5:], clients=5)} == {204}
         wait_until_drained(running)
+        through_spool = ("kinguin_ingress_spool_dead_lettered_total", (("topic", f"{topic_prefix}.order.status"),))
+        wait_until(lambda: running.metrics()[through_spool] == 1, 20, "a dead letter of what was on disk")
+        (letter,) = running.log.dead_letters()
+        assert (letter.reason, letter.body, letter.body_size) == ("refused_by_kafka", other, len(other))
+        # The id that it would have had without the spool, so that a retry of the sender's makes no second one.
+        assert running.post(other).fault == "refused_by_kafka"
+        (again,) = running.log.dead_letters()
+        assert again.dead_letter_id == letter.dead_letter_id
+        metrics = running.metrics()
+        assert metrics["kinguin_ingress_spool_refused_events", ()] == 0
+        assert_balanced(metrics)
+        # Once as what it was when it was answered: `spooled`.
+        event = ("event", "order.status")
+        assert metrics["kinguin_ingress_requests_total", (event, ("outcome", "dead_lettered"))] == 2
+        assert metrics["kinguin_ingress_requests_total", (event, ("outcome", "spooled"))] >= 1
+        assert assert_invariants(witness, running).landed == 10
+        assert is_ready(running)
+
+
+def test_row_13_what_even_the_dead_letter_topic_refuses_stays_in_the_spool_and_says_why(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    bootstrap = own_kafka.bootstrap_servers
+    with running_ingress(bootstrap, topic_prefix, tmp_path) as running:
+        for topic in ("order.status", "dead-letter"):
+            configure(bootstrap, f"{topic_prefix}.{topic}", "max.message.bytes", "10000")
+        (large,) = bodies(1, size=20_000)
+        with stalled(own_kafka.broker):
+            assert running.post(large).status == 204
+        wait_until(lambda: "spooled_record_set_aside" in running.log_text(), 40, "a record that is set aside")
         metrics = running.metrics()
         assert metrics["kinguin_ingress_spool_refused_events", ()] == 1
+        assert metrics["kinguin_ingress_spool_events", ()] == 0
         assert_balanced(metrics)
-        assert assert_invariants(witness, running).landed == 10
+        assert running.log.dead_letters() == []
         assert is_ready(running)
     (left,) = (tmp_path / ".data" / "spool").glob("*.spool")
     shown = subprocess.run(
@@ -242,8 +274,8 @@ def test_row_13_what_a_topic_refuses_for_good_is_a_dead_letter_with_its_size_and
         timeout=30,
         text=True,
     )
-    assert '"refused":' in shown.stdout
-    assert "MSG_SIZE_TOO_LARGE" in shown.stdout
+    why = json.loads(shown.stdout)["refused"]
+    assert re.fullmatch("refused: MSG_SIZE_TOO_LARGE.*; and no dead letter: refused: MSG_SIZE_TOO_LARGE.*", why)
 
 
 # --- row 14: fatal ---

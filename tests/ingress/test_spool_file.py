@@ -74,10 +74,10 @@ def test_what_kafka_refused_is_kept_for_a_person_and_not_offered_again(path: Pat
     with SpoolFile(path) as file:
         bad, good = file.append(record(1), 5).result(5), file.append(record(2), 5).result(5)
         file.refuse(bad, "MSG_SIZE_TOO_LARGE")
-        file.refuse(bad, "said twice")
+        file.refuse(bad, "MSG_SIZE_TOO_LARGE, said twice")
         assert [spooled.id for spooled in file.oldest(100)] == [good]
         assert [(spooled.id, spooled.refused) for spooled in read_only(path)] == [
-            (bad, "MSG_SIZE_TOO_LARGE"),
+            (bad, "MSG_SIZE_TOO_LARGE, said twice"),
             (good, None),
         ]
         assert (file.contents.records, file.contents.refused) == (2, 1)
