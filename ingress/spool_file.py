@@ -6,6 +6,7 @@ fsync. Nothing is believed after an fsync has failed: the kernel may have droppe
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -346,7 +347,7 @@ class SpoolFile:
         try:
             ids = self._transact(batch)
         except Exception as error:  # noqa: BLE001 - nobody starts this thread again, and requests wait for what it does
-            if _is_full(error):
+            if self._is_for_lack_of_room(error, batch):
                 self._make_way(batch)
             else:
                 self._fail(batch, error)
@@ -441,11 +442,42 @@ class SpoolFile:
             operation.done.set_result(result)
 
     def _fail(self, batch: Sequence[_Operation], error: Exception) -> None:
-        code: FailureCode = "full" if _is_full(error) else "failed"
+        code: FailureCode = "full" if self._is_for_lack_of_room(error, batch) else "failed"
         if code == "failed" and isinstance(error, sqlite3.Error):
             self._distrust(error)
         for operation in batch:
             operation.done.set_exception(SpoolFailed(code, str(error)))
+
+    def _is_for_lack_of_room(self, error: Exception, batch: Sequence[_Operation]) -> bool:
+        """Return whether a write failed because the disk, or the quota of this user, is full: no reason for distrust.
+
+        SQLite says SQLITE_FULL for ENOSPC alone. A spent quota (EDQUOT) is SQLITE_IOERR_WRITE like a disk that is broken, and so
+        is the log's index without room SQLITE_IOERR_SHMSIZE, whatever the cause (os_unix.c; seen with 3.40.1). Python does
+        not hand over sqlite3_system_errno, so the disk is asked for as much again. If it has the room by then, it is not believed.
+        """
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_FULL:
+            return True
+        if code not in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE):
+            return False
+        records = [operation.record for operation in batch if isinstance(operation, _Append)]
+        return self._lacks(max(RESERVE_BYTES, 2 * sum(len(record.key) + len(record.value) for record in records)))
+
+    def _lacks(self, size: int) -> bool:
+        """Return whether so many bytes cannot be had beside the reserve, for lack of room and for no other reason."""
+        try:
+            descriptor = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
+            try:
+                end = os.fstat(descriptor).st_size
+                try:
+                    os.posix_fallocate(descriptor, end, size)
+                finally:
+                    os.ftruncate(descriptor, end)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return False
 
     def _distrust(self, error: Exception) -> None:
         if self.failure is None:
@@ -583,10 +615,6 @@ def _rows(
     ):
         record = OutgoingRecord(topic, key, value, _HEADERS.decode(headers), timestamp_ms)
         yield Spooled(number, record, spooled_at_ms, refused)
-
-
-def _is_full(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _beside(path: Path, ending: str) -> Path:
