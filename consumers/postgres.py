@@ -8,7 +8,7 @@ circle. A reader sees one instant (REPEATABLE READ).
 import re
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, func, text
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
@@ -115,7 +115,27 @@ def _engine(url: URL, settings: StateSettings, isolation: str, more: str) -> Eng
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 30_000,
+        # Neither PGCLIENTENCODING nor the database's own encoding decides what a text is.
+        "client_encoding": "utf8",
     }
-    return create_engine(
+    engine = create_engine(
         url, connect_args=arguments, isolation_level=isolation, pool_size=1, max_overflow=1, pool_pre_ping=True
     )
+    event.listen(engine, "connect", lambda connection, _: _refuse_unless_utf_8(url, connection))
+    return engine
+
+
+def _refuse_unless_utf_8(url: URL, connection: Any) -> None:
+    """Raise OperatorError unless the database keeps every text that a webhook may hold.
+
+    A single-byte one fails at the first character that it does not have; SQL_ASCII checks nothing and counts bytes.
+    """
+    encoding = connection.info.parameter_status("server_encoding")  # said by the server when the connection is made
+    if encoding != "UTF8":
+        connection.close()
+        raise OperatorError(
+            "state_encoding_refused",
+            f"The PostgreSQL database {url.database} has the encoding {encoding}: it cannot keep every text of a webhook.",
+            "Make one for the state with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and name it in "
+            "KINGUIN_STATE__URL; `kinguin-streams consume` fills it from the topics.",
+        )

@@ -34,7 +34,7 @@ class PostgresServer:
         """Return the URL of a database."""
         return f"postgresql+psycopg://{OWNER}@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
+    def new_database(self, encoding: str = "UTF8") -> str:
         """Make an empty database and return its URL."""
         import psycopg
 
@@ -42,7 +42,9 @@ class PostgresServer:
         with psycopg.connect(
             host="127.0.0.1", port=self.port, user=OWNER, dbname="postgres", autocommit=True
         ) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')  # a name of our own
+            # A name of our own; the locale is one that goes with any encoding.
+            options = f"ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0" if encoding != "UTF8" else ""
+            connection.execute(f'CREATE DATABASE "{name}" {options}'.encode())
         return self.url(name)
 
     def start(self) -> None:

@@ -140,3 +140,29 @@ def test_a_reader_cannot_write(settings: StateSettings, orders: StateStore) -> N
         connection.exec_driver_sql("DELETE FROM projection_offset")
     assert refused.value.code == "state_not_writable"
     engine.dispose()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_keep_every_text_is_refused_with_what_to_do(
+    postgres: PostgresServer, encoding: str
+) -> None:
+    url = postgres.new_database(encoding)
+    with pytest.raises(OperatorError) as refused:
+        StateStore(StateSettings(url=url), ORDER_STATE)
+    assert refused.value.code == "state_encoding_refused"
+    assert encoding in refused.value.what
+    assert "ENCODING 'UTF8'" in refused.value.hint
+    with pytest.raises(OperatorError) as unread:
+        list(reader.order_views(url))
+    assert unread.value.code == "state_encoding_refused"
+
+
+def test_what_the_environment_says_of_encodings_does_not_count(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    settings = StateSettings(url=postgres.new_database())
+    store = StateStore(settings, ORDER_STATE)
+    store.apply([received(order_status("zażółć 🎮", 1, order_id="Ł"), 0)], [advance(STATUS_TOPIC, None, 1)])
+    store.close()
+    assert [(view.order_id, view.status) for view in reader.order_views(settings.url)] == [("Ł", "zażółć 🎮")]
