@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 LOOP_TURN_S: Final = 0.25
 LOOK_EVERY_S: Final = 1.0
+FATAL_STOP_S: Final = 3.0
+"""How long those who wait are given when the producer is dead: as long as they wait for Kafka at most. Nothing else is waited for."""
 
 
 class Front(Protocol):
@@ -163,7 +165,8 @@ class Server:
         On the signal: unready at once, serving goes on for `pre_stop_s`, then no new connections, requests in flight and
         those of clients that are connected already are finished and their answers written, the spool is drained as far as
         the time allows, the producer is flushed. A second signal exits at once. A producer in a fatal state ends the
-        process in the same way, with 1: another one will make a new producer, and finds the spool.
+        process in the same way, with 1 and within five seconds whatever `stop_timeout_s` is: there is nothing to drain into
+        and nothing to flush. Another process will make a new producer, and finds the spool.
         """
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._on_signal)
@@ -189,13 +192,13 @@ class Server:
                 self._readiness.stopping()
                 break
         self._front.stop_accepting()
-        deadline_s = time.monotonic() + self.settings.stop_timeout_s
-        while time.monotonic() < deadline_s and self._front.is_busy():
+        stops_at_s = time.monotonic()
+        while self._stop_time_left_s(stops_at_s) > 0 and self._front.is_busy():
             self._turn()
         self._turned_at_s = None
         if self._drain is not None:
-            self._drain.stop(deadline_s - time.monotonic())
-        left = self.publisher.close(max(0.0, deadline_s - time.monotonic()) + 1.0)
+            self._drain.stop(0.0 if self.publisher.fatal else self._stop_time_left_s(stops_at_s))
+        left = self.publisher.close(0.0 if self.publisher.fatal else self._stop_time_left_s(stops_at_s) + 1.0)
         waiting = 0
         if self.spool is not None:
             waiting = self.spool.unsettled
@@ -210,6 +213,12 @@ class Server:
         )
         # Without a spool, a record that got no report was answered 503; with one it is on disk.
         return 1 if self.publisher.fatal is not None or (left and self.spool is None) else 0
+
+    def _stop_time_left_s(self, since_s: float) -> float:
+        whole_s = self.settings.stop_timeout_s
+        if self.publisher.fatal is not None:
+            whole_s = min(FATAL_STOP_S, whole_s)
+        return max(0.0, since_s + whole_s - time.monotonic())
 
     def _stalled_s(self) -> float:
         """For how long the loop has not turned; 0 where it need not: before it begins, and after it has ended."""
