@@ -12,6 +12,7 @@ from kinguin_streams.telemetry.admin_server import Readiness, admin_app
 
 LIVEZ: Final = admin_server.LIVEZ
 READYZ: Final = admin_server.READYZ
+HEALTHZ: Final = admin_server.HEALTHZ
 METRICS: Final = admin_server.METRICS
 OPENAPI: Final = "/openapi.json"
 

@@ -405,6 +405,10 @@ def _admin_paths(server: Json) -> Json:
         "allowEmptyValue": True,
         "schema": {"type": "string"},
     }
+    may_be_sent: Json = {
+        "200": _text("It may.", ["ready\n"]),
+        "503": _text("Not now; each check that fails is a line.", ["[-] not_stopping: stopping\nnot ready\n"]),
+    }
     return {
         admin.LIVEZ: get(
             "livez",
@@ -417,15 +421,8 @@ def _admin_paths(server: Json) -> Json:
                 ),
             },
         ),
-        admin.READYZ: get(
-            "readyz",
-            "Whether it may be sent requests.",
-            {
-                "200": _text("It may.", ["ready\n"]),
-                "503": _text("Not now; each check that fails is a line.", ["[-] not_stopping: stopping\nnot ready\n"]),
-            },
-            [verbose],
-        ),
+        admin.READYZ: get("readyz", "Whether it may be sent requests.", may_be_sent, [verbose]),
+        admin.HEALTHZ: get("healthz", "The same as /readyz.", may_be_sent, [verbose]),
         admin.METRICS: get("metrics", "Prometheus text.", {"200": _text("One scrape, read under one lock.", [])}),
         admin.OPENAPI: get(
             "openapi",

@@ -13,6 +13,8 @@ from waitress.server import create_server
 
 LIVEZ: Final = "/livez"
 READYZ: Final = "/readyz"
+HEALTHZ: Final = "/healthz"
+"""The same, by the name that many load balancers and people try first."""
 METRICS: Final = "/metrics"
 
 _STOP_S: Final = 5.0
@@ -83,7 +85,9 @@ def admin_app(readiness: Readiness, registry: CollectorRegistry, stuck: Callable
     app = falcon.App()
     app.req_options.keep_blank_qs_values = True  # so that a bare ?verbose counts
     app.add_route(LIVEZ, _Livez(stuck))
-    app.add_route(READYZ, _Readyz(readiness))
+    readyz = _Readyz(readiness)
+    app.add_route(READYZ, readyz)
+    app.add_route(HEALTHZ, readyz)
     app.add_route(METRICS, _Metrics(registry))
     return app
 

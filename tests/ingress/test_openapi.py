@@ -80,7 +80,7 @@ def payload_schema(event: EventName) -> dict[str, str]:
 def test_it_lists_the_paths_and_methods_of_both_ports() -> None:
     listed = {(path, method) for path, method, _ in operations()}
     of_webhooks = {(path, method) for path in answering.PATHS for method in answering.METHODS}
-    of_admin = {(path, "GET") for path in (admin.LIVEZ, admin.READYZ, admin.METRICS, admin.OPENAPI)}
+    of_admin = {(path, "GET") for path in (admin.LIVEZ, admin.READYZ, admin.HEALTHZ, admin.METRICS, admin.OPENAPI)}
     assert listed == of_webhooks | of_admin
 
 
@@ -269,10 +269,10 @@ def answers(ingress: RunningIngress) -> Iterator[tuple[str, str, Answer]]:
         yield path, "POST", ingress.post(b"{}", path=real, secret="wrong")
         yield path, "POST", call_wsgi(application(), authentic, b"{}", real)
         yield path, "POST", call_wsgi(application(keeper=KafkaAway()), authentic, order_status("A"), real)
-    for path in (admin.LIVEZ, admin.READYZ, admin.METRICS, admin.OPENAPI):
+    for path in (admin.LIVEZ, admin.READYZ, admin.HEALTHZ, admin.METRICS, admin.OPENAPI):
         yield path, "GET", ingress.admin(path)
     stuck = make_admin_app(unready, CollectorRegistry(), DOCUMENT, lambda: admin.STALLED_S + 1)
-    for path in (admin.READYZ, admin.LIVEZ):
+    for path in (admin.READYZ, admin.HEALTHZ, admin.LIVEZ):
         yield path, "GET", call_wsgi(stuck, [], b"", path, "GET")
 
 
