@@ -8,12 +8,13 @@ Of several ids of one version the last is the one to write with.
 
 import fcntl
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
+
+from kinguin_streams.cluster.durable_file import replace_whole
 
 log = structlog.get_logger()
 
@@ -60,7 +61,7 @@ class IdFile:
                     ids.pop(schema_id, None)
                 ids[schema_id] = fingerprint
                 content[self._registry] = known
-                _replace(self.path, content)
+                replace_whole(self.path, json.dumps(content, indent=1).encode())
         except OSError as error:
             if not self._complained:
                 self._complained = True
@@ -92,16 +93,6 @@ def _other_meaning(known: Subjects, schema_id: int, fingerprint: str) -> str | N
 def _is_kept(ids: Mapping[int, str], schema_id: int, as_last: bool) -> bool:
     of_the_version = [other for other, fingerprint in ids.items() if fingerprint == ids.get(schema_id)]
     return schema_id in (of_the_version[-1:] if as_last else of_the_version)
-
-
-def _replace(path: Path, content: Mapping[str, object]) -> None:
-    """Write beside the file, then rename: whoever reads it sees the old or the new one, whole."""
-    fresh = path.with_name(f"{path.name}.new")
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def _of(content: Mapping[str, object], registry: str) -> Subjects:

@@ -4,8 +4,6 @@ An ingress that starts while Kafka is away cannot ask. If it were unready until 
 every event, an outage in which all ingresses are restarted would leave the sender nobody, and it disables the endpoint.
 """
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from kinguin_streams.ingress.spool_file import sync_folder
+from kinguin_streams.cluster.durable_file import replace_whole
 from kinguin_streams.schemas.instants import to_rfc3339
 
 log = structlog.get_logger()
@@ -114,18 +112,9 @@ class ProofFile:
         before = self._written
         if before is not None and self._is_fresh(before, proof):
             return
-        # A name of its own: processes that share the folder must not write into each other's half file.
-        half = self._path.with_suffix(f".{os.getpid()}.half")
         try:
-            with half.open("wb") as file:
-                file.write(msgspec.json.encode(proof) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            half.replace(self._path)
-            sync_folder(self.folder)
+            replace_whole(self._path, msgspec.json.encode(proof) + b"\n")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                half.unlink(missing_ok=True)
             log.warning("topics_proof_not_written", path=str(self._path), error=str(error))
         self._written = proof
 

@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 import uuid_utils.compat
 
+from kinguin_streams.cluster.durable_file import sync_folder
 from kinguin_streams.cluster.publisher import Report
 from kinguin_streams.ingress.settings import SpoolSettings
 from kinguin_streams.ingress.spool_file import (
@@ -29,7 +30,6 @@ from kinguin_streams.ingress.spool_file import (
     SpoolFile,
     asked_retry_of,
     look,
-    sync_folder,
 )
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.telemetry.operator_error import OperatorError

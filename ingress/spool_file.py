@@ -24,6 +24,7 @@ from typing import Final, Literal, Self
 import msgspec
 import structlog
 
+from kinguin_streams.cluster.durable_file import sync_folder
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 
 log = structlog.get_logger()
@@ -619,12 +620,3 @@ def _rows(
 
 def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
-
-
-def sync_folder(folder: Path) -> None:
-    """Return once what was made in the folder survives a power cut: a file is not there before its name is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
