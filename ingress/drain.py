@@ -145,17 +145,19 @@ class Drain:
 
     def _settle(self, file: SpoolFile, sent: Sequence[tuple[Spooled, Report]]) -> bool:
         """Do with each what Kafka says of it; return whether any of them waits no more."""
-        said = [(spooled, self._wait_for(report)) for spooled, report in sent]
+        drained_before = self.drained
+        left = self._forget_delivered(file, [(spooled, self._wait_for(report)) for spooled, report in sent])
         # Kafka refuses a whole batch because of one record in it, be that one of a request that has just come in.
-        again = self._alone([(spooled, spooled.record) for spooled, failure in said if _is_refused(failure)])
-        said = [*(each for each in said if not _is_refused(each[1])), *again]
-        delivered = [spooled.id for spooled, failure in said if failure is None]
-        refused = [(spooled, failure) for spooled, failure in said if failure is not None and _is_refused(failure)]
-        failed = [(spooled, failure) for spooled, failure in said if failure is not None and not _is_refused(failure)]
-        file.remove(delivered)
-        self.drained += len(delivered)
-        for spooled, failure in refused:
-            self._refused(file, spooled, failure)
+        again = self._alone([(spooled, spooled.record) for spooled, failure in left if failure.code == "refused"])
+        failed = [(spooled, failure) for spooled, failure in left if failure.code != "refused"]
+        refused = 0
+        for spooled, failure in self._forget_delivered(file, again):
+            if failure.code == "refused":
+                self._refused(file, spooled, failure)
+                refused += 1
+            else:
+                failed.append((spooled, failure))
+        delivered = self.drained - drained_before
         if delivered:
             self._breaker.confirmed(time.monotonic())
             if not self._spool.waiting:
@@ -165,7 +167,21 @@ class Drain:
                 self._hold_up(spooled.record.topic, failure)
         if failed:
             self._breaker.waited_in_vain(time.monotonic())
-        return bool(delivered or refused)
+        return delivered + refused > 0
+
+    def _forget_delivered(
+        self, file: SpoolFile, said: Iterable[tuple[Spooled, PublishFailed | None]]
+    ) -> list[tuple[Spooled, PublishFailed]]:
+        """Take what Kafka has out of the file; return the others, each with what Kafka says of it."""
+        delivered, left = [], []
+        for spooled, failure in said:
+            if failure is None:
+                delivered.append(spooled.id)
+            else:
+                left.append((spooled, failure))
+        file.remove(delivered)
+        self.drained += len(delivered)
+        return left
 
     def _alone(self, records: Iterable[tuple[Spooled, OutgoingRecord]]) -> list[tuple[Spooled, PublishFailed | None]]:
         """Send a record for each, in a batch of its own; return what Kafka says of it."""
@@ -237,7 +253,7 @@ class Drain:
                 self._set_aside(file, spooled, str(failure))
             else:
                 self._hold_up(self._dead_letter_topic, failure)
-        return all(failure.code == "refused" for _, failure in left)
+        return bool(refused) and all(failure.code == "refused" for _, failure in left)
 
     def _set_aside(self, file: SpoolFile, spooled: Spooled, why: str) -> None:
         """Leave a refused record in the spool, for a person: there is no other place for it."""
@@ -245,7 +261,3 @@ class Drain:
         file.refuse(spooled.id, f"{by_kafka}{_NO_LETTER}{why}", set_aside=True)
         hint = "it stays in the spool, and the others go on; once the cause is mended: `kinguin-streams spool retry`"
         log.error("spooled_record_set_aside", topic=spooled.record.topic, error=by_kafka, no_dead_letter=why, hint=hint)
-
-
-def _is_refused(failure: PublishFailed | None) -> bool:
-    return failure is not None and failure.code == "refused"
