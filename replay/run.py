@@ -5,8 +5,10 @@ before it is durable; what is in the target and after the checkpoint is found ag
 record gets into the target once, whenever the process dies.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -130,6 +132,22 @@ class Moved:
         return self.written + self.filtered
 
 
+@contextmanager
+def without_cycles_looked_for() -> Iterator[None]:
+    """Let Python not search for cyclic garbage meanwhile.
+
+    Measured: while thousands of records are held at once, that search takes half of the time of reading them, for records
+    and headers which are in no cycle. A run searches at its checkpoints instead.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def run(source: Source, target: Target, filters: Filters, receipt: Receipt, watch: Watch | None = None) -> Moved:
     """Move what the receipt's plan says, from its last checkpoint on. Returns at the end, or at a checkpoint when stopped.
 
@@ -137,7 +155,8 @@ def run(source: Source, target: Target, filters: Filters, receipt: Receipt, watc
     """
     run_ = _Run(source, target, filters, receipt, watch or Watch())
     try:
-        return run_.go()
+        with without_cycles_looked_for():
+            return run_.go()
     except OperatorError as error:
         receipt.failed(f"{error.code}: {error.what}")
         raise
@@ -247,6 +266,7 @@ class _Run:
             ),
             self._undecodable_before + self._filters.undecodable,
         )
+        gc.collect(1)  # all that is new; what was there before the run is left alone
         self._since_checkpoint = 0
         self._checkpoint_at_s = self._watch.clock()
 
@@ -275,11 +295,12 @@ def prove(target: Target, receipt: Receipt, name: str, watch: Watch | None = Non
     contents = receipt.contents()
     written = contents.checkpoint.written if contents.checkpoint is not None else Tally()
     found = Tally()
-    for batch in target.read_back():
-        found += tally(batch)
-        watch.progress(found.records, written.records, "read back")
-        if watch.stop():
-            return None
+    with without_cycles_looked_for():
+        for batch in target.read_back():
+            found += tally(batch)
+            watch.progress(found.records, written.records, "read back")
+            if watch.stop():
+                return None
     proof = Proof(written=written, found=found, target=name)
     receipt.proven(proof)
     return proof

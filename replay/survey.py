@@ -13,7 +13,8 @@ from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.replay.checksum import tally
 from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.plan import Window
-from kinguin_streams.replay.run import Source
+from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.run import Source, without_cycles_looked_for
 from kinguin_streams.replay.topic_record import record_of
 from kinguin_streams.replay.windows import PartitionFacts
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -145,17 +146,21 @@ def list_ends(admin: AdminClient, topic: str, partitions: int) -> dict[int, int]
 def count(source: Source, filters: Filters) -> dict[tuple[str, int], Count]:
     """Return what is selected of each partition, by reading all of it."""
     found: dict[tuple[str, int], Count] = {}
-    for batch in source.read({}):
-        kept, _ = filters.split(batch)
-        for record in kept:
-            key = record.topic, record.partition
-            before = found.get(key) or Count()
-            times = [one for one in (before.oldest_ms, record.timestamp_ms) if one is not None]
-            found[key] = Count(
-                records=before.records + 1,
-                bytes=before.bytes + tally((record,)).bytes,
-                oldest_ms=min(times, default=None),
-            )
+    with without_cycles_looked_for():
+        for batch in source.read({}):
+            by_partition: dict[tuple[str, int], list[Record]] = {}
+            for record in filters.split(batch)[0]:
+                by_partition.setdefault(record[:2], []).append(record)
+            for key, records in by_partition.items():
+                before, more = found.get(key) or Count(), tally(records)
+                times = [record.timestamp_ms for record in records if record.timestamp_ms is not None]
+                if before.oldest_ms is not None:
+                    times.append(before.oldest_ms)
+                found[key] = Count(
+                    records=before.records + more.records,
+                    bytes=before.bytes + more.bytes,
+                    oldest_ms=min(times, default=None),
+                )
     return found
 
 
