@@ -113,7 +113,6 @@ class Watch:
     stop: Callable[[], bool] = _never
     checkpoint_s: float = 5.0
     checkpoint_records: int = 250_000
-    batch_records: int = 5_000
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -229,8 +228,9 @@ class _Run:
             self._moved.written += tally(self._target.carried(there))
         if dropped:
             self._moved.filtered += tally(self._target.carried(dropped))
-        for topic, partition, offset, *_ in batch:
-            self._positions[topic, partition] = offset + 1
+        # The last of each partition wins; `for topic, partition, offset, *_ in batch` would make a list for each record.
+        last = {(record[0], record[1]): record[2] for record in batch}
+        self._positions |= {key: offset + 1 for key, offset in last.items()}
         self._since_checkpoint += len(batch)
         self._note_gaps()
         if self._is_due():

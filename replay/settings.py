@@ -14,7 +14,12 @@ class ReplaySettings(BaseModel):
         default=Path(".data/replays"),
         description="folder of the receipts, from which a replay is resumed and its proof is shown",
     )
-    batch_records: int = Field(default=5_000, ge=1, le=100_000, description="most records that are moved at once")
+    batch_records: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="most records that are moved at once; they stay in the processor's cache",
+    )
     checkpoint_s: float = Field(
         default=5.0,
         gt=0,

@@ -6,6 +6,8 @@ own records by, and what the proof is read from.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal
 
 import structlog
@@ -37,6 +39,8 @@ _TRACE_AND_HOPS = frozenset(
     }
 )
 _ANY_PARTITION = -1  # the producer's own choice: murmur2 of the key, as every publisher of ours
+_FIRST, _HEADERS = itemgetter(0), itemgetter(6)
+_MOST_NAMES = 10_000
 _SETTLE_S = 1.0
 _NO_LIMIT_MS = 1 << 62  # message.timestamp.before.max.ms is 2^63 - 1 unless it is set
 
@@ -52,17 +56,6 @@ def copy_preferences(max_record_bytes: int) -> dict[str, Any]:
         "queue.buffering.max.messages": 50_000,
         "queue.buffering.max.kbytes": 65_536,
     }
-
-
-class _Carried(dict[str, bool]):
-    """Header name to whether a copy carries it; each name is looked at once."""
-
-    def __missing__(self, name: str) -> bool:
-        lower = name.lower()
-        carried = lower not in _TRACE_AND_HOPS and not lower.startswith(REPLAY_PREFIX)
-        if len(self) < 1_000:
-            self[name] = carried
-        return carried
 
 
 class LandedOffsets:
@@ -107,7 +100,7 @@ class TopicTarget:
         reader: dict[str, Any],
         same_partition: frozenset[str] = frozenset(),
         timestamp: Timestamp = "keep",
-        batch_records: int = 5_000,
+        batch_records: int = 500,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """partitions: of the target. same_partition: source topics with as many.
@@ -121,7 +114,7 @@ class TopicTarget:
         self._same_partition = same_partition
         self._timestamp: Timestamp = timestamp
         self._reader, self._batch_records, self._sleep = reader, batch_records, sleep
-        self._carried = _Carried()
+        self._carried: set[str] = set()  # names of headers that a copy has, as met
         self._failure: str | None = None
         self._start: dict[int, int] = {}
         self._landed = LandedOffsets()
@@ -159,15 +152,17 @@ class TopicTarget:
 
     def carried(self, records: Sequence[Record]) -> Sequence[Record]:
         """Return the records without the headers of traces, hops and earlier replays."""
-        carried = self._carried
-        found: list[Record] = []
-        for record in records:
-            headers = tuple([header for header in record.headers if carried[header[0]]])
-            if len(headers) != len(record.headers):
-                found.append(Record(*record[:6], headers))
-            else:
-                found.append(record)
-        return found
+        # As good as always all names are known, and then nothing is made anew; this loop runs in C.
+        if self._carried.issuperset(map(_FIRST, chain.from_iterable(map(_HEADERS, records)))):
+            return records
+        if len(self._carried) > _MOST_NAMES:
+            self._carried.clear()
+        return [self._stripped(record) for record in records]
+
+    def _stripped(self, record: Record) -> Record:
+        kept = tuple(header for header in record.headers if _is_carried(header[0]))
+        self._carried.update(header[0] for header in kept)
+        return record if len(kept) == len(record.headers) else Record(*record[:6], kept)
 
     def write(self, records: Sequence[Record]) -> None:
         """Hand records to the producer; it waits while its queue is full.
@@ -178,7 +173,7 @@ class TopicTarget:
         produce, target, replay_id = self._producer.produce, self._topic, (REPLAY_ID, self._id)
         keep, same_partition = self._timestamp == "keep", self._same_partition
         for topic, partition, offset, timestamp_ms, key, value, headers in records:
-            added: Any = [*headers, replay_id, (REPLAY_SOURCE, b"%s/%d/%d" % (topic.encode(), partition, offset))]
+            added: Any = [*headers, replay_id, (REPLAY_SOURCE, f"{topic}/{partition}/{offset}")]
             if keep:
                 if timestamp_ms is None or timestamp_ms <= 0:
                     raise _no_timestamp(topic, partition, offset)
@@ -189,7 +184,7 @@ class TopicTarget:
             to = partition if topic in same_partition else _ANY_PARTITION
             while True:
                 try:
-                    produce(target, value, key, partition=to, timestamp=written_ms, headers=added)
+                    produce(target, value, key, to, timestamp=written_ms, headers=added)
                     break
                 except BufferError:
                     self._producer.poll(0.05)
@@ -338,6 +333,11 @@ def warnings(facts: TopicFacts, sources: Sequence[TopicFacts]) -> list[str]:
                 "the key decides (murmur2), and records without one go anywhere"
             )
     return said
+
+
+def _is_carried(name: str) -> bool:
+    lower = name.lower()
+    return lower not in _TRACE_AND_HOPS and not lower.startswith(REPLAY_PREFIX)
 
 
 def _header(record: Record, wanted: str) -> bytes:
