@@ -46,6 +46,7 @@ bench:
     uv run python benchmarks/ingress.py
     uv run python benchmarks/consumers.py
     uv run python benchmarks/codec.py
+    uv run python benchmarks/replay.py
 
 # build the container image
 image tag='kinguin-streams:local':

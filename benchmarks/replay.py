@@ -103,9 +103,9 @@ def bare(bootstrap_servers: str, records: int, *, produce: bool) -> float:
                         TARGET,
                         message.value(),
                         message.key(),
-                        message.partition(),  # type: ignore[arg-type]
+                        message.partition() or 0,
                         timestamp=message.timestamp()[1],
-                        headers=message.headers(),  # type: ignore[arg-type]
+                        headers=message.headers(),
                     )
                     break
                 except BufferError:
@@ -226,8 +226,8 @@ def main() -> None:
     if given.json:
         print(json.dumps(report))
         return
-    for peer, rate in report["records_per_s"].items():  # type: ignore[attr-defined]
-        print(f"{peer:6} {rate:>9,} records/s {report['mb_per_s'][peer]:>7} MB/s")  # type: ignore[index]
+    for peer, rate in report["records_per_s"].items():
+        print(f"{peer:6} {rate:>9,} records/s {report['mb_per_s'][peer]:>7} MB/s")
     for key in ("of_bare", "proof_of_read", "memory_mb"):
         print(f"{key}: {report[key]}")
 
