@@ -90,7 +90,8 @@ class RolledWriter(ABC):
     def _open(self, chunk: Sequence[Record]) -> PartFile:
         if self._part is None and self._mark.file:
             self._go_on()
-        if self._part is not None and self._needs_another(chunk):
+        needs_another = self._needs_another(chunk)
+        if self._part is not None and needs_another:
             self._finish(self._part)
         if self._part is None:
             name = FileName(self._topic, self._partition, chunk[0].offset, self.format)
@@ -112,7 +113,7 @@ class RolledWriter(ABC):
         self._mark = FileMark("", 0, self._next_offset, 0)
 
     def _needs_another(self, chunk: Sequence[Record]) -> bool:  # noqa: ARG002
-        """Return whether these records cannot go into the open file."""
+        """Return whether these records cannot go into the open file. Called before each one is begun, too."""
         return False
 
     @abstractmethod

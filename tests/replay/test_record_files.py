@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinguin_streams.replay.container_files import ContainerWriter
@@ -26,18 +26,29 @@ def read_all(*paths: Path) -> list[Record]:
 
 
 @both_formats
+@settings(deadline=None, max_examples=50)
 @given(records=partitions())
 def test_what_is_read_is_what_was_written_to_the_byte(kind: type[RolledWriter], records: list[Record]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         assert read_all(*write_all(kind, Path(folder), records)) == records
 
 
+@settings(deadline=None, max_examples=50)
 @given(records=partitions())
 def test_the_fast_encoding_is_the_one_of_the_schema(records: list[Record]) -> None:
     assert RecordEncoder(TOPIC, PARTITION).encode(records) == b"".join(map(coding(SCHEMA).write, records))
 
 
 @both_formats
+@pytest.mark.parametrize("size", [0, 63, 64, 8_191, 8_192, 1_048_576, 3_000_000])
+def test_values_of_every_length_come_back(kind: type[RolledWriter], size: int, tmp_path: Path) -> None:
+    value = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    records = [Record(TOPIC, PARTITION, 0, 0, value, value, (("note", value),) * (70 if size < 10_000 else 1))]
+    assert read_all(*write_all(kind, tmp_path, records)) == records
+
+
+@both_formats
+@settings(deadline=None, max_examples=50)
 @given(records=partitions(), lengths=st.lists(st.integers(0, 5), max_size=5))
 def test_however_often_it_is_synced_the_files_hold_the_same(
     kind: type[RolledWriter], records: list[Record], lengths: list[int]
