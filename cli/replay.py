@@ -2,7 +2,15 @@
 
 import typer
 
-from kinguin_streams.cli import replay_consumer, replay_group, replay_rebuild, replay_resume, replay_show, replay_topic
+from kinguin_streams.cli import (
+    replay_consumer,
+    replay_file,
+    replay_group,
+    replay_rebuild,
+    replay_resume,
+    replay_show,
+    replay_topic,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,5 +22,6 @@ app.command("consumer", no_args_is_help=True)(replay_consumer.consumer)
 app.command("group", no_args_is_help=True)(replay_group.group)
 app.command("undo", no_args_is_help=True)(replay_group.undo)
 app.command("rebuild", no_args_is_help=True)(replay_rebuild.rebuild)
+app.command("file", no_args_is_help=True)(replay_file.file)
 app.command("show", no_args_is_help=True)(replay_show.show)
 app.command("resume", no_args_is_help=True)(replay_resume.resume)

@@ -1,11 +1,13 @@
 """Options that several `replay` subcommands have: the window, the filters, the pace."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
+    from kinguin_streams.replay.file_source import SourceFile
     from kinguin_streams.replay.plan import PaceLimit, Selection
     from kinguin_streams.replay.windows import Bounds
 
@@ -70,6 +72,15 @@ MaxRecordsPerS = Annotated[
 MaxBytesPerS = Annotated[
     float | None, typer.Option("--max-bytes-per-s", help="no faster than this", min=1, show_default=False)
 ]
+Source = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--source",
+        metavar="PATH",
+        help="read files that `replay file` has written, or folders of them, instead of topics; repeatable",
+        show_default=False,
+    ),
+]
 Execute = Annotated[bool, typer.Option("--execute", help="do it; without it only the plan is shown")]
 
 
@@ -132,3 +143,12 @@ def pace(max_records_per_s: float | None, max_bytes_per_s: float | None) -> "Pac
     from kinguin_streams.replay.plan import PaceLimit
 
     return PaceLimit(max_records_per_s=max_records_per_s, max_bytes_per_s=max_bytes_per_s)
+
+
+def files(source: list[Path] | None, topics: list[str] | None) -> "tuple[SourceFile, ...]":
+    """Return the files that are read instead of topics, if any. Raises typer.BadParameter for both, or for neither."""
+    from kinguin_streams.replay.file_source import find
+
+    if bool(source) == bool(topics):
+        raise typer.BadParameter("name the topics that are read, or --source, and not both", param_hint="TOPIC...")
+    return tuple(find(source)) if source else ()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kinguin_streams.replay.run import Source, Target
     from kinguin_streams.replay.survey import Survey
     from kinguin_streams.replay.topic_plan import Planner
+    from kinguin_streams.replay.value_schemas import TextOfId
 
 _CLIENT_ID = "kinguin-streams-replay"
 
@@ -70,6 +71,8 @@ def source_of(settings: "Settings", plan: "Plan") -> "Source":
     """Return the source of a plan, once it is sure that it is still the one that was planned."""
     from kinguin_streams.replay.run import unchanged
 
+    if plan.source_files:
+        return _file_source(plan)
     topics = list(dict.fromkeys(window.topic for window in plan.windows))
     asking = survey(settings)
     try:
@@ -77,6 +80,17 @@ def source_of(settings: "Settings", plan: "Plan") -> "Source":
     finally:
         asking.close()
     return topic_source(settings, plan.windows)
+
+
+def _file_source(plan: "Plan") -> "Source":
+    from pathlib import Path
+
+    from kinguin_streams.replay import file_source
+    from kinguin_streams.replay.run import unchanged
+
+    files = file_source.find(map(Path, plan.source_files))
+    unchanged(plan.source_identity, file_source.identity(files), "source")
+    return file_source.FileSource(files, plan.windows)
 
 
 def target_of(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]") -> "Target":
@@ -87,6 +101,8 @@ def target_of(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]") ->
 
     if plan.destination.kind == consumer_target.KIND:
         return _consumer_target(settings, plan, stop)
+    if plan.destination.kind == "file":
+        return _file_target(settings, plan)
     if plan.destination.kind != "topic":
         raise OperatorError(
             "unknown_target",
@@ -163,3 +179,40 @@ def _consumer_target(settings: "Settings", plan: "Plan", stop: "Callable[[], boo
         store=store,
         close=close,
     )
+
+
+def _file_target(settings: "Settings", plan: "Plan") -> "Target":
+    from functools import partial
+    from pathlib import Path
+
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.replay import value_schemas
+    from kinguin_streams.replay.file_target import FileTarget
+
+    options = plan.destination.options
+    return FileTarget(
+        Path(plan.destination.name),
+        options["partitions"],
+        plan.replay_id,
+        file_format=options["format"],
+        max_bytes=options["max_bytes"],
+        schemas_of=partial(value_schemas.of_topic, ours=wiring.topics(settings), text_of_id=_text_of_id(settings)),
+    )
+
+
+def _text_of_id(settings: "Settings") -> "TextOfId | None":
+    if settings.registry.url is None:
+        return None
+    from kinguin_streams.cluster.registry_client import NotInRegistry, RegistryAway, RegistryClient, away_error
+
+    client = RegistryClient(settings.registry)
+
+    def text_of_id(schema_id: int) -> str | None:
+        try:
+            return client.schema_text(schema_id) or None
+        except NotInRegistry:
+            return None
+        except RegistryAway as away:
+            raise away_error(away, what="The file is to hold the schema of each value") from away
+
+    return text_of_id

@@ -78,7 +78,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
                 target.open(contents.checkpoint.mark)
             if isinstance(target, ConsumerTarget):
                 if receipt.contents().state == "written":
-                    target.finished()
+                    target.finish()
                     receipt.ended()
             elif target is not None and receipt.contents().state == "written":
                 with output.progress("reading back") as update:
@@ -90,8 +90,8 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     contents = receipt.contents()
     for gap in contents.gaps:
         output.talk(
-            f"warning: retention was faster than the replay: {partition_name(gap.topic, gap.partition)} "
-            f"has lost offsets {gap.start:,} to {gap.end - 1:,}"
+            f"warning: {partition_name(gap.topic, gap.partition)} has lost offsets {gap.start:,} to {gap.end - 1:,}: "
+            f"{gap.why}"
         )
     show(contents, as_json=as_json)
     receipt.close()

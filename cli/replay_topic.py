@@ -18,8 +18,11 @@ class Timestamp(StrEnum):
 
 def topic(
     target: Annotated[str, typer.Argument(help="topic that gets the records; it must exist", show_default=False)],
-    topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="topics that are read", show_default=False)],
+    topics: Annotated[
+        list[str] | None, typer.Argument(metavar="TOPIC...", help="topics that are read", show_default=False)
+    ] = None,
     *,
+    source: options.Source = None,
     since: options.Since = None,
     until: options.Until = None,
     event_time: options.EventTime = False,
@@ -63,7 +66,8 @@ def topic(
     now_ms = round(time.time() * 1000)
     first, last = options.bounds(since, until, now_ms)
     wanted = Wanted(
-        topics=tuple(dict.fromkeys(topics)),
+        topics=tuple(dict.fromkeys(topics or ())),
+        files=options.files(source, topics),
         since=first,
         until=last,
         now_ms=now_ms,

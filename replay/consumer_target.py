@@ -135,7 +135,7 @@ class ConsumerTarget:
         """Yield nothing: an effect cannot be read back."""
         yield from ()
 
-    def finished(self) -> None:
+    def finish(self) -> None:
         """Forget how far it has come: the replay is at its end."""
         if self._store is not None:
             self._store.close_lane(self._lane)

@@ -33,6 +33,7 @@ SCHEMAS = "kinguin.schemas"
 RECORDS = "kinguin.records"
 NEXT_OFFSET = "kinguin.next_offset"
 REPLAY_ID = "kinguin.replay_id"
+PARTITIONS = "kinguin.partitions"
 
 _MAGIC = b"Obj\x01"
 _MARKER_BYTES = 16
@@ -63,9 +64,11 @@ class ContainerHeader(NamedTuple):
     """What a container says of itself.
 
     records, next_offset: None in a file that is not complete. schemas: as in ValueSchemas. size_bytes: of the header.
+    partitions: how many the topic had that it was read from, 0 if that is not said.
     """
 
     replay_id: str
+    partitions: int
     schemas: Mapping[str, str]
     records: int | None
     next_offset: int | None
@@ -88,12 +91,13 @@ class ContainerWriter(RolledWriter):
         mark: FileMark | None = None,
         schemas: ValueSchemas | None = None,
         replay_id: str = "",
+        partitions: int = 0,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
-        """block_bytes: of records in a block, before compression."""
+        """partitions: how many the topic has, 0 if nobody knows. block_bytes: of a block's records, before compression."""
         super().__init__(folder, topic, partition, max_bytes=max_bytes, mark=mark)
         self._schemas = schemas or ValueSchemas({})
-        self._replay_id = replay_id
+        self._replay_id, self._partitions = replay_id, partitions
         self._block_bytes = block_bytes
         self._encoder = RecordEncoder(topic, partition)
         self._in_header: frozenset[str] = frozenset()
@@ -114,6 +118,7 @@ class ContainerWriter(RolledWriter):
                 "avro.codec": _CODEC.encode(),
                 SCHEMAS: json.dumps({name: json.loads(text) for name, text in texts.items()}).encode(),
                 REPLAY_ID: self._replay_id.encode(),
+                PARTITIONS: b"%d" % self._partitions,
                 RECORDS: _UNKNOWN,
                 NEXT_OFFSET: _UNKNOWN,
             },
@@ -178,6 +183,7 @@ def read_header(path: Path, file: BinaryIO, size_bytes: int) -> ContainerHeader:
         schemas = {name: json.dumps(schema) for name, schema in json.loads(meta.get(SCHEMAS, b"{}")).items()}
         header = ContainerHeader(
             replay_id=meta.get(REPLAY_ID, b"").decode(),
+            partitions=int(meta.get(PARTITIONS, b"0")),
             schemas=schemas,
             records=_number(meta.get(RECORDS, _UNKNOWN)),
             next_offset=_number(meta.get(NEXT_OFFSET, _UNKNOWN)),
@@ -192,6 +198,12 @@ def read_header(path: Path, file: BinaryIO, size_bytes: int) -> ContainerHeader:
         raise not_ours(path, f"its codec is {meta.get('avro.codec', b'null')!r}, not {_CODEC}")
     file.seek(header.size_bytes)
     return header
+
+
+def read_header_of(path: Path) -> ContainerHeader:
+    """Return what a file says of itself. Raises as `read_header` does."""
+    with path.open("rb") as file:
+        return read_header(path, file, os.fstat(file.fileno()).st_size)
 
 
 def read_container(path: Path) -> Iterator[list[Record]]:

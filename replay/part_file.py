@@ -27,7 +27,7 @@ class PartFile:
     def create(cls, path: Path) -> Self:
         """Begin a file. Raises OperatorError("file_exists") if there is one, complete or not."""
         part = _part_of(path)
-        with _writing(part):
+        with writing(part):
             try:
                 if path.exists():
                     raise FileExistsError
@@ -44,7 +44,7 @@ class PartFile:
     def go_on(cls, path: Path, size_bytes: int) -> Self:
         """Take a file up again at a size that was durable, and cut what follows; a complete file becomes a part again."""
         part = _part_of(path)
-        with _writing(part):
+        with writing(part):
             if not part.exists():
                 path.rename(part)
             fd = os.open(part, os.O_RDWR | os.O_CLOEXEC)
@@ -58,7 +58,7 @@ class PartFile:
 
     def append(self, data: bytes) -> None:
         """Add bytes; durable after the next `sync`."""
-        with _writing(self.path):
+        with writing(self.path):
             self.size_bytes += len(data)
             view = memoryview(data)
             while view:
@@ -70,12 +70,12 @@ class PartFile:
 
     def patch(self, position: int, data: bytes) -> None:
         """Put other bytes in the place of as many that were written before."""
-        with _writing(self.path):
+        with writing(self.path):
             os.pwrite(self._fd, data, position)
 
     def sync(self) -> None:
         """Return once all of it is durable, its name too."""
-        with _writing(self.path):
+        with writing(self.path):
             os.fsync(self._fd)
             if not self._folder_is_synced:
                 sync_folder(self.path.parent)
@@ -83,7 +83,7 @@ class PartFile:
 
     def finish(self) -> Path:
         """Give it its real name, once all of it is durable."""
-        with _writing(self.path):
+        with writing(self.path):
             os.fsync(self._fd)
             _part_of(self.path).rename(self.path)
             sync_folder(self.path.parent)
@@ -118,7 +118,8 @@ def _part_of(path: Path) -> Path:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says into OperatorError("file_not_writable")."""
     try:
         yield
     except OSError as error:

@@ -53,12 +53,13 @@ def split_partition(name: str) -> tuple[str, int]:
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """Records of a window that retention deleted between the plan and the reading: offsets from `start` up to `end`."""
+    """Records of a window that could not be read: offsets from `start` up to `end`."""
 
     topic: str
     partition: int
     start: int
     end: int
+    why: str = "retention was faster than the replay"
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):

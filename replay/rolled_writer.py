@@ -73,10 +73,17 @@ class RolledWriter(ABC):
             self._mark = FileMark("", 0, self._next_offset, 0)
         return self._mark
 
+    def go_back(self) -> None:
+        """Cut what lies behind the mark, unless the file was completed there: that one is opened only to be written to."""
+        if self._part is not None or not self._mark.file:
+            return
+        complete = self._folder / self._mark.file
+        if not complete.exists() or complete.stat().st_size != self._mark.size_bytes:
+            self._go_on()
+
     def close(self) -> tuple[Path, ...]:
         """Complete the open file; return all that this writer has completed. A second call changes nothing."""
-        if self._part is None and self._mark.file and not (self._folder / self._mark.file).exists():
-            self._go_on()
+        self.go_back()
         if self._part is not None:
             self._finish(self._part)
         return tuple(self._finished)

@@ -84,6 +84,10 @@ class Target(Protocol):
         """
         ...
 
+    def finish(self) -> None:
+        """Make final what was written: nothing more comes. Called again by a replay that was killed while it was proven."""
+        ...
+
     def read_back(self) -> Iterator[Sequence[Record]]:
         """Yield what this replay has written, as it lies there now, without the `replay-` headers."""
         ...
@@ -193,6 +197,7 @@ class _Run:
                     self._receipt.interrupted()
                     self._moved.interrupted = True
                     return self._moved
+        self._note_gaps()
         self._checkpoint()
         self._receipt.written()
         return self._moved
@@ -273,7 +278,9 @@ class _Run:
     def _note_gaps(self) -> None:
         gaps = self._source.gaps
         for gap in gaps[self._gaps_noted :]:
-            log.warning("retention_was_faster", topic=gap.topic, partition=gap.partition, start=gap.start, end=gap.end)
+            log.warning(
+                "records_missing", topic=gap.topic, partition=gap.partition, start=gap.start, end=gap.end, why=gap.why
+            )
             self._receipt.gap(gap)
         self._gaps_noted = len(gaps)
 
@@ -295,6 +302,7 @@ def prove(target: Target, receipt: Receipt, name: str, watch: Watch | None = Non
     contents = receipt.contents()
     written = contents.checkpoint.written if contents.checkpoint is not None else Tally()
     found = Tally()
+    target.finish()
     with without_cycles_looked_for():
         for batch in target.read_back():
             found += tally(batch)

@@ -1,11 +1,12 @@
-"""Plans: what is read from topics, and whether the target may take it. Asks the cluster, and changes nothing."""
+"""Plans: what is read from topics or files, and whether a topic may take it. Asks the cluster, and changes nothing."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from kinguin_streams.replay import topic_target, windows
+from kinguin_streams.replay import file_source, topic_target, windows
+from kinguin_streams.replay.file_source import FileSource, SourceFile
 from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.plan import Destination, PaceLimit, Plan, Selection, Window
 from kinguin_streams.replay.run import Source
@@ -20,7 +21,7 @@ MakeFilters = Callable[[Selection, Sequence[Window]], Filters]
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What a person asked for, of any target. now_ms: when; what `-7d` counted back from.
 
-    exact: count what is selected by reading all of it.
+    exact: count what is selected by reading all of it. files: what is read instead of topics.
     """
 
     topics: tuple[str, ...]
@@ -30,12 +31,13 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     selection: Selection = Selection()
     pace: PaceLimit = PaceLimit()
     exact: bool = False
+    files: tuple[SourceFile, ...] = ()
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """The half of a plan that is about the source. sampled_oldest_ms: of the records that were looked at.
 
-    counts: of each partition, if they were counted.
+    topics: of files, their names and how many partitions they had, and nothing else. counts: if they were counted.
     """
 
     windows: tuple[Window, ...]
@@ -55,6 +57,8 @@ class Planner:
 
     def reading(self, wanted: Wanted) -> Reading:
         """Return what is read. Raises OperatorError: "topic_missing", "kafka_unreachable"."""
+        if wanted.files:
+            return self._reading_files(wanted)
         facts = self._survey.topics(wanted.topics)
         times = () if wanted.selection.event_time else wanted.since.times_ms
         made = windows.windows(
@@ -71,13 +75,33 @@ class Planner:
             warnings=tuple(windows.warnings(made)),
             sampled_oldest_ms=oldest_ms,
         )
-        return self.counted(reading, wanted.selection) if wanted.exact else reading
+        return self.counted(reading, wanted) if wanted.exact else reading
 
-    def counted(self, reading: Reading, selection: Selection) -> Reading:
+    def _reading_files(self, wanted: Wanted) -> Reading:
+        made = windows.windows(
+            file_source.partition_facts(wanted.files),
+            wanted.since,
+            wanted.until,
+            event_time=wanted.selection.event_time,
+        )
+        made, oldest_ms = file_source.sampled(wanted.files, made)
+        reading = Reading(
+            windows=tuple(msgspec.structs.replace(window, gone=0) for window in made),  # nothing deletes from files
+            topics=tuple(
+                TopicFacts(name=name, topic_id="", partitions=partitions, config={})
+                for name, partitions in file_source.partition_counts(wanted.files).items()
+            ),
+            identity=file_source.identity(wanted.files),
+            warnings=(),
+            sampled_oldest_ms=oldest_ms,
+        )
+        return self.counted(reading, wanted) if wanted.exact else reading
+
+    def counted(self, reading: Reading, wanted: Wanted) -> Reading:
         """Return the same with exact counts."""
-        source = self._make_source(reading.windows)
+        source = FileSource(wanted.files, reading.windows) if wanted.files else self._make_source(reading.windows)
         try:
-            counts = count(source, self._make_filters(selection, reading.windows))
+            counts = count(source, self._make_filters(wanted.selection, reading.windows))
         finally:
             source.close()
         exact = tuple(
@@ -102,7 +126,7 @@ class Planner:
         refuse_too_old. Where neither the window nor a sample says how old the oldest selected record is, all are read.
         """
         into = self._survey.topics((target,))[target]
-        sources = self._survey.topics(wanted.topics)
+        sources = {} if wanted.files else self._survey.topics(wanted.topics)
         topic_target.refuse(into, {name: facts.topic_id for name, facts in sources.items()}, timestamp, force=force)
         reading = self.reading(wanted)
         if timestamp == "keep":
@@ -111,6 +135,7 @@ class Planner:
             replay_id=replay_id,
             made_at_ms=wanted.now_ms,
             windows=reading.windows,
+            source_files=tuple(str(file.path) for file in wanted.files),
             source_identity=reading.identity,
             selection=wanted.selection,
             pace=wanted.pace,
@@ -131,7 +156,7 @@ class Planner:
             return reading
         if self._make_filters(wanted.selection, reading.windows).passes_all:
             topic_target.refuse_too_old(into, reading.sampled_oldest_ms, wanted.now_ms)
-        counted = reading if reading.counts is not None else self.counted(reading, wanted.selection)
+        counted = reading if reading.counts is not None else self.counted(reading, wanted)
         oldest = [one.oldest_ms for one in (counted.counts or {}).values() if one.oldest_ms is not None]
         topic_target.refuse_too_old(into, min(oldest, default=None), wanted.now_ms)
         return counted

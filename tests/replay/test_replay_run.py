@@ -89,6 +89,9 @@ class DyingTarget:
             self._scan_from = len(self.lying)
         return {"end": self._scan_from}
 
+    def finish(self) -> None:
+        pass
+
     def read_back(self) -> Iterator[Sequence[Record]]:
         yield self.lying
 
