@@ -91,8 +91,10 @@ class PartFile:
         return self.path
 
     def close(self) -> None:
-        """Let go of it as it is."""
-        os.close(self._fd)
+        """Let go of it as it is. A second call changes nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def sync_folder(folder: Path) -> None:

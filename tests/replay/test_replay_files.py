@@ -1,0 +1,180 @@
+"""Topic to files to a new topic: equal to the byte, resumable, and state is what it was. On a real Kafka."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from kinguin_streams.consumers import reader
+from kinguin_streams.replay import receipt as receipts
+from kinguin_streams.schemas.events import OrderComplete, OrderStatus, RecordName
+from tests.conftest import KafkaCluster
+from tests.consumers.deliveries import order_complete, order_status
+from tests.consumers.kafka_streams import RunningLoop, Streams
+from tests.replay.replay_topics import Bench, kill, numbered, receipt_of, wait_for_checkpoints, without_replay
+
+pytestmark = pytest.mark.kafka
+RECORDS = 20_000
+OFTEN = {"KINGUIN_REPLAY__CHECKPOINT_RECORDS": "1500", "KINGUIN_REPLAY__BATCH_RECORDS": "400"}
+formats = pytest.mark.parametrize("file_format", ["avro", "jsonl"])
+
+
+@formats
+def test_a_topic_comes_back_from_files_to_the_byte(bench: Bench, file_format: str) -> None:
+    source, target = bench.topic("source"), bench.topic("target")
+    bench.produce(source, numbered(RECORDS))
+    folder = str(bench.folder / "files")
+    size = ("--max-file-bytes", "30000")
+    planned = bench.done("file", folder, source, "--format", file_format, *size)
+    assert (planned["records_at_most"], Path(folder).exists(), bench.receipts) == (RECORDS, False, [])
+    exported = bench.done("file", folder, source, "--format", file_format, *size, "--execute")
+    assert (exported["state"], exported["proof"]["holds"]) == ("done", True)
+    assert len(list(Path(folder).iterdir())) > 3
+    planned = bench.done("topic", target, "--source", folder)
+    assert (planned["records_at_most"], planned["gone"]) == (RECORDS, 0)
+    assert planned["bytes_estimated"] > 0
+    back = bench.done("topic", target, "--source", folder, "--execute")
+    assert (back["state"], back["proof"]["holds"]) == ("done", True)
+    assert without_replay(bench.raw(target)) == bench.raw(source)
+    assert back["written"] == exported["written"]
+
+
+@formats
+def test_an_export_killed_three_times_holds_each_record_once(bench: Bench, file_format: str) -> None:
+    source = bench.topic("source")
+    bench.produce(source, numbered(RECORDS))
+    folder = bench.folder / "files"
+    process = bench.start(
+        *("file", str(folder), source, "--format", file_format, "--max-file-bytes", "30000", "--execute"),
+        *("--max-records-per-s", "3000"),
+        settings=OFTEN,
+    )
+    path = Path()
+    for number in range(3):
+        if number:
+            process = bench.start("resume", path.stem, settings=OFTEN)
+        path = receipt_of(bench, process)
+        before = path.read_bytes().count(b'"kind":"checkpoint"')
+        wait_for_checkpoints(path, before + 1 + number, process)
+        kill(process)
+        assert receipts.read(path).state == "interrupted", "it was done before it was killed: make it longer"
+    resumed = bench.done("resume", path.stem)
+    assert (resumed["state"], resumed["proof"]["holds"], resumed["runs"]) == ("done", True, 4)
+    assert resumed["written"]["records"] == RECORDS
+    assert not list(folder.glob("*.part"))
+    target = bench.topic("target")
+    assert bench.done("topic", target, "--source", str(folder), "--execute")["proof"]["holds"]
+    assert without_replay(bench.raw(target)) == bench.raw(source)
+
+
+def test_a_copy_from_files_killed_in_the_middle_goes_on(bench: Bench) -> None:
+    source, target = bench.topic("source"), bench.topic("target")
+    bench.produce(source, numbered(RECORDS))
+    folder = str(bench.folder / "files")
+    bench.done("file", folder, source, "--execute")
+    bench.receipts[0].unlink()
+    process = bench.start(
+        "topic", target, "--source", folder, "--execute", "--max-records-per-s", "5000", settings=OFTEN
+    )
+    path = receipt_of(bench, process)
+    wait_for_checkpoints(path, 3, process)
+    kill(process)
+    assert bench.done("resume", path.stem)["proof"]["holds"]
+    assert without_replay(bench.raw(target)) == bench.raw(source)
+
+
+def test_a_file_that_has_lost_its_end_gives_what_it_has_and_exits_1(bench: Bench) -> None:
+    source, target = bench.topic("source", 1), bench.topic("target", 1)
+    bench.produce(source, numbered(5_000))
+    folder = bench.folder / "files"
+    bench.done("file", str(folder), source, "--execute")
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes()[:-5_000])
+    said = bench.done("topic", target, "--source", str(folder), "--execute", exit_code=1)
+    (gap,) = said["gaps"]
+    assert (gap["end"], said["proof"]["holds"]) == (5_000, True)
+    assert "is damaged in block" in gap["why"]
+    assert without_replay(bench.raw(target)) == bench.raw(source)[: gap["start"]]
+    assert 0 < said["written"]["records"] == gap["start"] < 5_000
+
+
+def test_sources_are_topics_or_files_and_a_full_folder_is_refused(bench: Bench) -> None:
+    source, target = bench.topic("source"), bench.topic("target")
+    bench.produce(source, numbered(10))
+    folder = str(bench.folder / "files")
+    assert bench.replay("topic", target).returncode == 2
+    assert bench.replay("topic", target, source, "--source", folder).returncode == 2
+    missing = bench.replay("topic", target, "--source", folder)
+    assert (missing.returncode, "no file or folder" in missing.stderr) == (1, True)
+    bench.done("file", folder, source, "--execute")
+    again = bench.replay("file", folder, source, "--execute")
+    assert (again.returncode, "already" in again.stderr) == (1, True)
+    filtered = bench.done("file", folder + "-2", "--source", folder, "--format", "jsonl", "--key", "key-1", "--execute")
+    assert (filtered["written"]["records"], filtered["proof"]["holds"]) == (1, True)
+
+
+def test_state_from_files_is_the_state_of_the_original(kafka: KafkaCluster, topic_prefix: str, tmp_path: Path) -> None:
+    """Orders out of order and twice, exported, brought into the topics of another prefix, and folded by the consumer."""
+    original = Streams(kafka.bootstrap_servers, f"{topic_prefix}-a").make()
+    copied = Streams(kafka.bootstrap_servers, f"{topic_prefix}-b").make()
+    chance = random.Random(20201016)
+    statuses = [
+        order_status(
+            chance.choice(("processing", "completed", "canceled", "refunded")), minute, order_id=f"ORDER{order}"
+        )
+        for order in range(200)
+        for minute in range(6)
+    ]
+    completes = [order_complete(3, order_id=f"ORDER{order}") for order in range(0, 200, 3)]
+    sent: list[OrderStatus | OrderComplete] = [*statuses, *completes, *statuses[:300]]
+    chance.shuffle(sent)
+    original.write(*sent)
+
+    bench = Bench(kafka.bootstrap_servers, topic_prefix, tmp_path)
+    folder = tmp_path / "archive"
+    names: tuple[RecordName, ...] = ("order.status", "order.complete")
+    bench.done("file", str(folder), *map(original.name, names), "--execute")
+    for name in names:
+        paths = folder.glob(f"{original.name(name)}.*.avro")
+        sources = [argument for path in paths for argument in ("--source", str(path))]
+        assert bench.done("topic", copied.name(name), *sources, "--execute")["proof"]["holds"]
+        assert without_replay(bench.raw(copied.name(name))) == bench.raw(original.name(name))
+    state = folded(original, tmp_path / "a")
+    assert len(state) == 200
+    assert folded(copied, tmp_path / "b") == state
+
+
+def folded(streams: Streams, folder: Path) -> list[str]:
+    """Return the state of all orders with their evidence, to the partition and offset; of topics' names, without the prefix."""
+    folder.mkdir()
+    running = RunningLoop(streams, folder)
+    try:
+        running.catch_up(streams.ends("order.status", "order.complete"))
+    finally:
+        running.stop()
+    return [repr(view).replace(streams.prefix, "prefix") for view in reader.order_views(running.state.url)]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1_800)
+def test_a_million_records_killed_three_times_come_back_from_files_to_the_byte(bench: Bench) -> None:
+    source, target = bench.topic("source", 6), bench.topic("target", 6)
+    count = 1_000_000
+    bench.produce(source, numbered(count, size=300), **{"queue.buffering.max.messages": 100_000, "linger.ms": 20})
+    settings = {"KINGUIN_REPLAY__CHECKPOINT_RECORDS": "60000"}
+    folder = bench.folder / "files"
+    process = bench.start("file", str(folder), source, "--max-file-bytes", "2000000", "--execute", settings=settings)
+    path = Path()
+    for number in range(3):
+        if number:
+            process = bench.start("resume", path.stem, settings=settings)
+        path = receipt_of(bench, process)
+        wait_for_checkpoints(path, path.read_bytes().count(b'"kind":"checkpoint"') + 2, process)
+        kill(process)
+        assert receipts.read(path).state == "interrupted"
+    resumed = bench.done("resume", path.stem)
+    assert (resumed["written"]["records"], resumed["proof"]["holds"]) == (count, True)
+    assert len(list(folder.glob("*.avro"))) > 6
+    back = bench.done("topic", target, "--source", str(folder), "--execute")
+    assert (back["written"], back["proof"]["holds"]) == (resumed["written"], True)
+    assert without_replay(bench.raw(target)) == bench.raw(source)
