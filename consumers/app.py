@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from kinguin_streams.consumers.samples import SAMPLES
 from kinguin_streams.schemas.events import Event, EventId, EventName, OrderComplete, OrderStatus, ProductUpdate
 from kinguin_streams.telemetry.operator_error import OperatorError
 from kinguin_streams.telemetry.traces import TraceHeaders
@@ -74,7 +75,7 @@ class App:
     def __init__(self, name: str) -> None:
         """name: names the consumer group, `<prefix>.<name>`, and the `consumer` of its dead letters.
 
-        Raises OperatorError("consumer_name") for one that is not lower-case letters, digits and hyphens.
+        Raises OperatorError("consumer_name") for one that is not lower-case letters, digits and hyphens, or is a sample's.
         """
         if not _NAME.fullmatch(name):
             raise OperatorError(
@@ -82,12 +83,23 @@ class App:
                 f"App({name!r}): no name for a consumer.",
                 "Name it in lower-case letters, digits and hyphens, at most 63, as in App('order-notifier').",
             )
+        check_is_no_sample(name, f"App({name!r})")
         self.name = name
         self._handlers: dict[EventName, Handler] = {}
 
     @property
     def handlers(self) -> Mapping[EventName, Handler]:
         """The functions, by the event that they take."""
+        return self._handlers
+
+    def handlers_or_refusal(self, called: str = "app") -> Mapping[EventName, Handler]:
+        """Return the handlers. called: the App's name in the user's file. Raises OperatorError("no_handlers")."""
+        if not self._handlers:
+            raise OperatorError(
+                "no_handlers",
+                f"The App {self.name} has no handlers.",
+                f"Write one: @{called}.on(OrderStatus) above a function.",
+            )
         return self._handlers
 
     def on(self, event: type[E]) -> Callable[[Callable[[E, Context], None]], Callable[[E, Context], None]]:
@@ -141,6 +153,16 @@ class App:
                 "Call both from one function, or make another App: each has a consumer group and retries of its own.",
             )
         self._handlers[event.record_name] = handler
+
+
+def check_is_no_sample(name: str, where: str) -> None:
+    """Raise OperatorError("consumer_name") if the name is that of a sample: they would share a group and its partitions."""
+    if any(sample.name == name for sample in SAMPLES):
+        raise OperatorError(
+            "consumer_name",
+            f"{where}: {name} is a consumer that comes with the package.",
+            "Take another name: two consumers of one name share the group, and each is given half of the records only.",
+        )
 
 
 def _check_is_event(event: object) -> None:

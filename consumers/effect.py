@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart
 from kinguin_streams.consumers.client import ConsumerClient
 from kinguin_streams.consumers.projection import Projection
+from kinguin_streams.consumers.source_changed import STATE_HINTS, SourceHints
 from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
 from kinguin_streams.schemas.events import DeadLetter, EventName
 
@@ -79,6 +80,11 @@ class Effect(Protocol):
         """What to do when retention has taken records away that have not taken effect."""
         ...
 
+    @property
+    def source_hints(self) -> SourceHints:
+        """What to do when a topic, or the cluster, is not the one any more that was read."""
+        ...
+
     def starts(
         self,
         client: ConsumerClient,
@@ -108,6 +114,7 @@ class StateEffect:
     """Events into states, with their offsets, in one transaction of the database."""
 
     offsets_are_kafkas: Final = False
+    source_hints: Final = STATE_HINTS
     most_records: Final = NO_LIMIT
     breaker_is_open: Final = False
     skipped_hint: Final = (

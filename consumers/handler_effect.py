@@ -22,6 +22,7 @@ from kinguin_streams.consumers.effect import Work
 from kinguin_streams.consumers.handling import FAILED, Breaker, RetryPolicy, described
 from kinguin_streams.consumers.projection import Received
 from kinguin_streams.consumers.settings import ConsumerSettings
+from kinguin_streams.consumers.source_changed import group_hints, topic_replaced
 from kinguin_streams.consumers.store import PartitionSource
 from kinguin_streams.schemas.events import DeadLetter, Event
 from kinguin_streams.schemas.instants import EPOCH, MAX_MS, MIN_MS
@@ -87,15 +88,10 @@ class HandlerEffect:
 
         Raises OperatorError("no_handlers").
         """
-        if not app.handlers:
-            raise OperatorError(
-                "no_handlers",
-                f"The App {app.name} has no handlers.",
-                "Write one: @app.on(OrderStatus) above a function.",
-            )
+        self._handlers = app.handlers_or_refusal()
         self.name = app.name
-        self.events = tuple(app.handlers)
-        self._handlers = app.handlers
+        self.events = tuple(self._handlers)
+        self.source_hints = group_hints(settings.group_id(app.name))
         self._settings = settings
         self._policy = RetryPolicy(settings.handler_attempts, settings.handler_retry_s, settings.handler_retry_max_s)
         self._breaker = Breaker(settings.handler_breaker_letters)
@@ -125,13 +121,7 @@ class HandlerEffect:
             now = sources[TopicPart(each.topic, each.partition)].topic_id
             # The loop commits it with the topic's id; whoever moves the group with Kafka's own tools leaves it empty.
             if each.offset >= 0 and each.metadata and each.metadata != now:
-                raise OperatorError(
-                    "topic_replaced",
-                    f"The topic {each.topic} was deleted and made anew: {self.name} has handled records of its "
-                    f"predecessor up to offset {each.offset} ({each.metadata}; now {now}).",
-                    "To handle what the new one holds from its beginning: kafka-consumer-groups --reset-offsets "
-                    f"--group {self._settings.group_id(self.name)} --topic {each.topic} --to-earliest --execute",
-                )
+                raise topic_replaced(each.topic, each.metadata, now, self.source_hints)
         return {TopicPart(each.topic, each.partition): each.offset for each in committed if each.offset >= 0}
 
     def forget(self, parts: Iterable[TopicPart]) -> None:

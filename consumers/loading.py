@@ -9,8 +9,9 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from kinguin_streams.consumers.app import App
+from kinguin_streams.consumers.app import App, check_is_no_sample
 from kinguin_streams.consumers.projection import FoldProjection, Projection, RowsProjection
+from kinguin_streams.consumers.samples import SAMPLES
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 Loadable = App | Projection
@@ -22,7 +23,8 @@ def load(target: str) -> Loadable:
     """Import what the target names, and return the App or the projection. Runs the user's module.
 
     Raises OperatorError: "consumer_target" (not of this form), "consumer_file_missing", "consumer_module_missing",
-    "consumer_not_importable", "consumer_name_missing", "consumer_wrong_kind", "no_handlers", and what App itself refuses.
+    "consumer_not_importable", "consumer_name_missing", "consumer_wrong_kind", "no_handlers", "consumer_name" (a sample's), and what App itself
+    refuses.
     """
     place, _, name = target.rpartition(":")
     if not place and name.endswith(".py"):  # the name was left out
@@ -42,10 +44,10 @@ def load(target: str) -> Loadable:
     if not isinstance(consumer, _KINDS):
         kind = type(consumer).__name__
         raise OperatorError("consumer_wrong_kind", f"{target} is a {kind}, and no App or projection.", which)
-    if isinstance(consumer, App) and not consumer.handlers:
-        raise OperatorError(
-            "no_handlers", f"{target} has no handlers.", f"Write one: @{name}.on(OrderStatus) above a function."
-        )
+    if isinstance(consumer, App):
+        consumer.handlers_or_refusal(name)
+    elif not any(consumer is sample for sample in SAMPLES):
+        check_is_no_sample(consumer.name, target)
     return consumer
 
 

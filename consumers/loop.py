@@ -84,7 +84,10 @@ class ConsumeLoop:
             new_client=new_client,
             identity=identity
             or SourceIdentity(
-                admin_config(kafka, client_id=f"{group_id}-admin"), list(self._expected), settings.kafka_wait_s
+                admin_config(kafka, client_id=f"{group_id}-admin"),
+                list(self._expected),
+                settings.kafka_wait_s,
+                effect.source_hints,
             ),
             held=self._held,
             database=self._database,

@@ -1,4 +1,6 @@
-"""The errors of state that stands on records which are not there any more. Pure, so that store and loop say the same."""
+"""The errors of a consumer whose progress is that in records which are not there any more. Pure: one wording for all."""
+
+from dataclasses import dataclass
 
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -8,17 +10,38 @@ REBUILD_HINT = (
 )
 
 
-def cluster_changed(before: str, now: str) -> OperatorError:
-    """Return the error for state that was made from another cluster."""
-    return OperatorError(
-        "cluster_changed", f"The state was made from the Kafka cluster {before}; this one is {now}.", REBUILD_HINT
+@dataclass(frozen=True, slots=True)
+class SourceHints:
+    """What to do then. topic_replaced: with `{topic}` where its name belongs."""
+
+    cluster_changed: str
+    topic_replaced: str
+
+
+STATE_HINTS = SourceHints(REBUILD_HINT, REBUILD_HINT)
+
+
+def group_hints(group_id: str) -> SourceHints:
+    """Return the hints for a consumer whose progress is what its group has committed."""
+    return SourceHints(
+        "Start the consumer again if this is the right cluster: it goes on where its group has come to there.",
+        "To handle what the new one holds from its beginning: `kinguin-streams replay group "
+        f"{group_id} {{topic}} --from earliest --execute`; or give the App another name.",
     )
 
 
-def topic_replaced(topic: str, before: str, now: str) -> OperatorError:
-    """Return the error for state that was made from a topic of this name that is gone."""
+def cluster_changed(before: str, now: str, hints: SourceHints = STATE_HINTS) -> OperatorError:
+    """Return the error for a consumer that has read another cluster."""
+    return OperatorError(
+        "cluster_changed", f"What was read so far is of the Kafka cluster {before}; this one is {now}.",
+        hints.cluster_changed,
+    )  # fmt: skip
+
+
+def topic_replaced(topic: str, before: str, now: str, hints: SourceHints = STATE_HINTS) -> OperatorError:
+    """Return the error for a consumer that has read a topic of this name that is gone."""
     return OperatorError(
         "topic_replaced",
-        f"The topic {topic} was deleted and made anew: the state stands on its predecessor ({before}; now {now}).",
-        REBUILD_HINT,
+        f"The topic {topic} was deleted and made anew: what was read so far is of its predecessor ({before}; now {now}).",
+        hints.topic_replaced.format(topic=topic),
     )

@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, DescribeClusterResult, TopicDescr
 
 from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.cluster.topic_admin import unreachable
-from kinguin_streams.consumers.source_changed import cluster_changed, topic_replaced
+from kinguin_streams.consumers.source_changed import STATE_HINTS, SourceHints, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
@@ -26,11 +26,14 @@ until then is lost with a state that has to be made anew in any case: no consume
 class SourceIdentity:
     """Asks the cluster who it is, and watches whether it stays so."""
 
-    def __init__(self, config: dict[str, Any], topics: list[str], wait_s: float) -> None:
-        """config: from cluster.connection.admin_config. topics: names. wait_s: for an answer."""
+    def __init__(
+        self, config: dict[str, Any], topics: list[str], wait_s: float, hints: SourceHints = STATE_HINTS
+    ) -> None:
+        """config: from cluster.connection.admin_config. topics: names. wait_s: for an answer. hints: once it has changed."""
         self._admin = new_client(AdminClient, config)
         self._topics = topics
         self._wait_s = wait_s
+        self._hints = hints
         self._known: tuple[str, dict[str, str]] | None = None
         self._question: _Question | None = None
         self._asked_s = 0.0
@@ -68,13 +71,12 @@ class SourceIdentity:
             self._asked_s = time.monotonic()
             self._question = _Question(self._admin, self._topics, self._wait_s)
 
-    @staticmethod
-    def _compare(known: tuple[str, dict[str, str]], now: tuple[str, dict[str, str]]) -> None:
+    def _compare(self, known: tuple[str, dict[str, str]], now: tuple[str, dict[str, str]]) -> None:
         if known[0] != now[0]:
-            raise cluster_changed(known[0], now[0])
+            raise cluster_changed(known[0], now[0], self._hints)
         for topic, topic_id in now[1].items():
             if known[1][topic] != topic_id:
-                raise topic_replaced(topic, known[1][topic], topic_id)
+                raise topic_replaced(topic, known[1][topic], topic_id, self._hints)
 
 
 class _Question:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kinguin_streams.cluster.publisher import TopicMissing
 from kinguin_streams.consumers.batch import TopicPart
-from kinguin_streams.consumers.source_changed import cluster_changed, topic_replaced
+from kinguin_streams.consumers.source_changed import STATE_HINTS, SourceHints, cluster_changed, topic_replaced
 from kinguin_streams.consumers.testing.memory_client import Group, MemoryClient
 from kinguin_streams.consumers.testing.memory_log import Headers, Log, MemoryMessage
 from kinguin_streams.consumers.testing.murmur2 import partition_of
@@ -120,9 +120,9 @@ class MemoryKafka:
         """Return a member of the configured group. config: as for confluent_kafka.Consumer."""
         return MemoryClient(self.log, self.group(config["group.id"]), config)
 
-    def identity(self, topics: Sequence[str]) -> "MemoryIdentity":
-        """Return who this cluster and these topics are."""
-        return MemoryIdentity(self, topics)
+    def identity(self, topics: Sequence[str], hints: SourceHints = STATE_HINTS) -> "MemoryIdentity":
+        """Return who this cluster and these topics are. hints: as of consumers.source_identity."""
+        return MemoryIdentity(self, topics, hints)
 
     def publisher(self) -> "MemoryPublisher":
         """Return a Publisher into these topics."""
@@ -147,9 +147,10 @@ class MemoryPublisher:
 class MemoryIdentity:
     """Answers as consumers.source_identity does, at once."""
 
-    def __init__(self, kafka: MemoryKafka, topics: Sequence[str]) -> None:
+    def __init__(self, kafka: MemoryKafka, topics: Sequence[str], hints: SourceHints) -> None:
         self._kafka = kafka
         self._topics = topics
+        self._hints = hints
         self._known: tuple[str, dict[str, str]] | None = None
 
     def ask(self) -> tuple[str, dict[str, str]]:
@@ -164,10 +165,10 @@ class MemoryIdentity:
             return
         cluster_id, topic_ids = self.ask()
         if known[0] != cluster_id:
-            raise cluster_changed(known[0], cluster_id)
+            raise cluster_changed(known[0], cluster_id, self._hints)
         for topic, topic_id in topic_ids.items():
             if known[1][topic] != topic_id:
-                raise topic_replaced(topic, known[1][topic], topic_id)
+                raise topic_replaced(topic, known[1][topic], topic_id, self._hints)
 
     def watch(self) -> None:
         """Do as ask_again does, each time: there is nothing to wait for."""

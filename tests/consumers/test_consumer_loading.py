@@ -12,6 +12,7 @@ from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 GOOD = """
+import dataclasses
 from kinguin_streams.consumers.app import App, Context
 from kinguin_streams.schemas.events import OrderStatus
 from kinguin_streams.consumers.order_state import ORDER_STATE as states
@@ -19,6 +20,7 @@ from kinguin_streams.consumers.order_state import ORDER_STATE as states
 app = App("mine")
 empty = App("empty")
 number = 7
+copied = dataclasses.replace(states, version=2)
 
 @app.on(OrderStatus)
 def handle(event: OrderStatus, context: Context) -> None: ...
@@ -60,6 +62,7 @@ def test_a_file_may_import_its_neighbours_and_be_called_like_a_module_that_is_th
     ("target", "code", "says"),
     [
         ("nowhere.py:app", "consumer_file_missing", "nowhere.py"),
+        ("some_consumer.py:copied", "consumer_name", "order-state is a consumer that comes with the package"),
         ("some_consumer.py:ap", "consumer_name_missing", "app, empty"),
         ("some_consumer.py", "consumer_target", "app, empty"),
         ("some_consumer.py:number", "consumer_wrong_kind", "is a int"),
@@ -100,7 +103,7 @@ def test_a_handler_with_a_wrong_signature_is_shown_with_its_own_line(tmp_path: P
     with pytest.raises(OperatorError) as refused:
         load("some_consumer.py:app")
     assert refused.value.code == "handler_refused"
-    assert f"{file}, line 10: handle cannot be called with (event, context)" in refused.value.what
+    assert f"{file}, line 12: handle cannot be called with (event, context)" in refused.value.what
 
 
 def test_the_command_says_it_in_two_lines(tmp_path: Path) -> None:

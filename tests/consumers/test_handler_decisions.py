@@ -92,6 +92,8 @@ def test_an_app_refuses_a_second_handler_and_a_bad_name() -> None:
         app.on(OrderStatus)(handle)
     with pytest.raises(OperatorError, match="no name for a consumer"):
         App("Order Notifier")
+    with pytest.raises(OperatorError, match="order-state is a consumer that comes with the package"):
+        App("order-state")  # in the group of `consume order-state`, each would be given half of the records
 
 
 TYPED = """

@@ -294,6 +294,7 @@ def test_a_topic_made_anew_is_never_gone_on_with(streams: Streams, running_on: b
             failure = running.wait_for_failure()
             assert isinstance(failure, OperatorError)
             assert failure.code in ("topic_replaced", "topic_missing")
+            assert "KINGUIN_STATE__URL" not in failure.hint, "a handler has no state database"
     if not running_on:
         streams.delete("order.status")
         streams.make().write(*EVENTS, *EVENTS)
