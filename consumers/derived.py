@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
-from confluent_kafka import Message
 
 from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.consumers import database, outbox
+from kinguin_streams.consumers.batch import Message
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.live_rows import live_generation
 from kinguin_streams.consumers.projection import Projection

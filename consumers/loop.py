@@ -154,6 +154,11 @@ class ConsumeLoop:
         """Of each assigned partition, the offset that is to take effect next; None: none ever has."""
         return self._member.next_offsets
 
+    @property
+    def next_due_s(self) -> float | None:
+        """When, on the clock's monotonic_s, what is held is tried again; None: nothing is held."""
+        return self._held.next_due_s()
+
     def stop(self) -> None:
         """Ask the loop to end after the batch or the handler in hand; a signal handler or another thread may call it."""
         self._stopping = True

@@ -3,5 +3,6 @@
 from kinguin_streams.consumers.testing import events
 from kinguin_streams.consumers.testing.arrivals import Arrival, arrivals, order_events, product_events
 from kinguin_streams.consumers.testing.driver import ProjectionDriver
+from kinguin_streams.consumers.testing.handler_driver import HandlerDriver
 
-__all__ = ["Arrival", "ProjectionDriver", "arrivals", "events", "order_events", "product_events"]
+__all__ = ["Arrival", "HandlerDriver", "ProjectionDriver", "arrivals", "events", "order_events", "product_events"]

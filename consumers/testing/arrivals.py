@@ -75,7 +75,7 @@ class Arrival:
         """Raise AssertionError unless the state is what the distinct events make of it, in order and undisturbed.
 
         The events are each taken once, where they lie first in their topics, by updatedAt and then by id; whole states
-        are compared, evidence included. database, options: of ProjectionDriver.
+        are compared, evidence included, and what the derived topic tells of them, if there is one. database, options: of ProjectionDriver.
         """
         with ProjectionDriver(projection, database=database, **options) as driver:
             self.play(driver)
@@ -92,6 +92,12 @@ class Arrival:
                     f"The state of {projection.name} depends on how the events arrived.\n"
                     f"state:    {found}\nexpected: {expected}\n{self}"
                 )
+            if projection.derived is not None:
+                driver.tell()
+                if driver.derived() != driver.expected_derived():
+                    raise AssertionError(
+                        f"The derived topic of {projection.name} tells another state than its database.\n{self}"
+                    )
 
     def __repr__(self) -> str:
         return "\n".join(["Arrival:", *(f"    {step}" for step in self.steps)])
@@ -151,6 +157,7 @@ def _strategies() -> ModuleType:
         from hypothesis import strategies
     except ImportError as error:
         raise ImportError(
-            "kinguin_streams.consumers.testing.arrivals draws its examples by hypothesis: pip install hypothesis"
+            "kinguin_streams.consumers.testing.arrivals draws its examples by hypothesis: "
+            "pip install 'kinguin-streams[testing]'"
         ) from error
     return strategies

@@ -32,6 +32,9 @@ class Group:
         self._partitions = partitions
         self.members: list[MemoryClient] = []
         self.committed: dict[TopicPart, int] = {}
+        """Outlives its topic: a real group's may, or may not."""
+        self.metadata: dict[TopicPart, str] = {}
+        """What was committed with the offset."""
         self.round = 0
         """Grows with each change of membership."""
 
@@ -79,6 +82,10 @@ class MemoryClient:
         """Most records that one consume() returns, whatever it asks for."""
         self.is_idle = False
         """The last consume() had nothing to return, and nothing to tell."""
+        self.before_commit: Callable[[], None] | None = None
+        """Called when it is about to commit, and before anything is: the process may die there."""
+        self.after_commit: Callable[[], None] | None = None
+        """The same when it has committed, and does not know yet."""
         self._owned: frozenset[TopicPart] = frozenset()
         self._positions: dict[TopicPart, int] = {}
         self._paused: set[TopicPart] = set()
@@ -151,18 +158,28 @@ class MemoryClient:
         Raises KafkaException then.
         """
         self._refuse_if_closed()
+        if self.before_commit is not None:
+            self.before_commit()
         if self not in self._group.members:
             if asynchronous:
                 return None
             raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "the group has given this member up"))
         for partition in offsets:
-            self._group.committed[TopicPart(partition.topic, partition.partition)] = partition.offset
+            part = TopicPart(partition.topic, partition.partition)
+            self._group.committed[part] = partition.offset
+            self._group.metadata[part] = partition.metadata or ""
+        if self.after_commit is not None:
+            self.after_commit()
         return None if asynchronous else offsets
 
     def committed(self, partitions: list[TopicPartition], timeout: float = 0) -> list[TopicPartition]:  # noqa: ARG002
-        """Return the group's committed offsets; OFFSET_INVALID where it has none."""
+        """Return the group's committed offsets with their metadata; OFFSET_INVALID where it has none."""
         self._refuse_if_closed()
-        return [TopicPartition(*part, self._group.committed.get(part, OFFSET_INVALID)) for part in _parts(partitions)]
+        group = self._group
+        return [
+            TopicPartition(*part, group.committed.get(part, OFFSET_INVALID), metadata=group.metadata.get(part, ""))
+            for part in _parts(partitions)
+        ]
 
     def close(self) -> None:
         """Give the partitions up, and leave the group."""

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kinguin_streams.cluster.publisher import TopicMissing
+from kinguin_streams.cluster.publisher import Report, TopicMissing
 from kinguin_streams.consumers.batch import TopicPart
 from kinguin_streams.consumers.source_changed import STATE_HINTS, SourceHints, cluster_changed, topic_replaced
 from kinguin_streams.consumers.testing.memory_client import Group, MemoryClient
 from kinguin_streams.consumers.testing.memory_log import Headers, Log, MemoryMessage
 from kinguin_streams.consumers.testing.murmur2 import partition_of
-from kinguin_streams.schemas.outgoing import OutgoingRecord
+from kinguin_streams.schemas.outgoing import OutgoingRecord, OutgoingTombstone
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 
@@ -135,10 +135,23 @@ class MemoryPublisher:
     def __init__(self, kafka: MemoryKafka) -> None:
         self._kafka = kafka
 
-    def publish(self, record: OutgoingRecord) -> None:
+    def partitions(self, topic: str, timeout_s: float) -> int:  # noqa: ARG002 - nothing to wait for
+        """Return the topic's number of partitions. Raises TopicMissing."""
+        found = self._kafka.partitions(topic)
+        if not found:
+            raise TopicMissing("not_delivered", f"topic {topic}: there is none", landed="no")
+        return len(found)
+
+    def send(self, record: OutgoingRecord | OutgoingTombstone) -> Report:
+        """Append the record and return its report, which is there. Raises TopicMissing."""
+        self.publish(record)
+        report = Report()
+        report.settle(None)
+        return report
+
+    def publish(self, record: OutgoingRecord | OutgoingTombstone) -> None:
         """Append the record. Raises TopicMissing."""
-        if not self._kafka.partitions(record.topic):
-            raise TopicMissing("not_delivered", f"topic {record.topic}: there is none", landed="no")
+        self.partitions(record.topic, timeout_s=0)
         self._kafka.append(
             record.topic, record.value, key=record.key, headers=record.headers, timestamp_ms=record.timestamp_ms
         )

@@ -210,5 +210,5 @@ def test_without_hypothesis_the_rest_works_and_the_strategies_say_what_is_missin
         driver.send(events.order_status())
         driver.run()
         assert len(driver.states()) == 1
-    with pytest.raises(ImportError, match="pip install hypothesis"):
+    with pytest.raises(ImportError, match=r"pip install 'kinguin-streams\[testing\]'"):
         testing.order_events()

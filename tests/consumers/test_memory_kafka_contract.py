@@ -384,6 +384,24 @@ def test_what_was_committed_is_found_by_the_group(cluster: Cluster, join: Callab
     assert [found.offset for found in another.client.committed(both, timeout=15.0)] == [2, OFFSET_INVALID]
 
 
+def test_what_was_committed_carries_what_was_said_with_it(cluster: Cluster, join: Callable[..., Member]) -> None:
+    cluster.write(0, b"a", b"b")
+    member = join()
+    turn_until(lambda: len(member.records) == 2, member)
+    both = [TopicPartition(cluster.topic, partition) for partition in (0, 1)]
+    said = TopicPartition(cluster.topic, 0, 1, metadata="an id")
+    member.client.commit(offsets=[said], asynchronous=False)
+    found, none = member.client.committed(both, timeout=15.0)
+    assert (found.offset, found.metadata) == (1, "an id")
+    assert (none.offset, bool(none.metadata)) == (OFFSET_INVALID, False)
+    member.client.commit(offsets=[TopicPartition(cluster.topic, 0, 2)], asynchronous=False)
+    [moved, _] = member.client.committed(both, timeout=15.0)
+    assert (moved.offset, bool(moved.metadata)) == (
+        2,
+        False,
+    )  # as whoever moves a group with Kafka's own tools leaves it
+
+
 @STRATEGIES
 def test_a_member_that_was_given_up_is_told_and_comes_again(
     cluster: Cluster, join: Callable[..., Member], strategy: str
