@@ -1,4 +1,4 @@
-"""Tell a shop's own system of every completed order: KINGUIN_NOTIFY_URL=https://… kinguin-streams consume examples/order_completed_notifier.py:app
+"""Tell a shop's own system of every completed order: SHOP_URL=https://… kinguin-streams consume examples/order_completed_notifier.py:app
 
 Kafka delivers at least once, and so does this: the shop sees one Idempotency-Key for all deliveries of an event.
 """
@@ -23,7 +23,7 @@ app = App("order-completed-notifier")
 @app.on(OrderComplete)
 def notify(event: OrderComplete, context: Context) -> None:
     """Put the fact there; returning means done, raising means again, Reject means a dead letter."""
-    url = f"{os.environ['KINGUIN_NOTIFY_URL']}/orders/{quote(event.order_id, safe='')}/completed"
+    url = f"{os.environ['SHOP_URL']}/orders/{quote(event.order_id, safe='')}/completed"
     body = msgspec.json.encode({"orderId": event.order_id, "orderExternalId": event.order_external_id})
     headers = {"Content-Type": "application/json", "Idempotency-Key": context.event_id}
     try:

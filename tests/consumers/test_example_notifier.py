@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kinguin_streams.cli import settings
 from kinguin_streams.consumers import loading
 from kinguin_streams.consumers.app import App
 from tests.conftest import KafkaCluster
@@ -53,7 +54,7 @@ class Shop:
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     shop = Shop()
-    monkeypatch.setenv("KINGUIN_NOTIFY_URL", shop.url)
+    monkeypatch.setenv("SHOP_URL", shop.url)
     yield shop
     shop.close()
 
@@ -107,3 +108,8 @@ def test_a_shop_that_is_away_is_asked_again_and_one_that_refuses_gets_a_dead_let
 
 def test_the_example_is_under_forty_lines() -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 40
+
+
+def test_the_command_takes_the_setting_that_the_example_asks_for(shop: Shop) -> None:
+    """A variable of ours that is no setting is refused, and stopped the documented command before."""
+    settings.load()
