@@ -6,7 +6,7 @@ where somebody only watches: orders_by_status, busiest_products, product_count, 
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Select, Text, and_, cast, distinct, func, literal, not_, select
@@ -15,10 +15,12 @@ from kinguin_streams.consumers import database, live_rows, order_state, product_
 from kinguin_streams.consumers.live_rows import ROWS_IN_MEMORY, by_product, decode_order, live_generation
 from kinguin_streams.consumers.order_state import ORDER_STATE, OrderView
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES, Change, Summary
-from kinguin_streams.consumers.projection import StateKey
+from kinguin_streams.consumers.projection import FoldProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.waiting_orders import Stuck, stuck
 from kinguin_streams.telemetry.operator_error import OperatorError
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class ProductView(msgspec.Struct, frozen=True):
@@ -43,6 +45,24 @@ class Window(msgspec.Struct, frozen=True):
     start_ms: int
     changes: int
     products: int
+
+
+def states(url: str, projection: FoldProjection[Any, S]) -> Iterator[tuple[StateKey, S]]:
+    """Yield every key of a projection with its state, by key, as of one instant; memory does not grow with their number."""
+    decode = msgspec.json.Decoder(projection.state_type).decode
+    with _reading(url) as connection:
+        rows = connection.execution_options(yield_per=ROWS_IN_MEMORY).execute(_states(connection, projection.name))
+        for store, id_, text, _ in rows:
+            yield StateKey(store, id_), decode(text)
+
+
+def state(url: str, projection: FoldProjection[Any, S], key: StateKey) -> S | None:
+    """Return the state of a key, or None if it has none."""
+    table = tables.projection_state
+    with _reading(url) as connection:
+        one = _states(connection, projection.name).where(table.c.store == key.store, table.c.id == key.id)
+        row = connection.execute(one).one_or_none()
+    return None if row is None else msgspec.json.decode(row.state, type=projection.state_type)
 
 
 def order_views(url: str) -> Iterator[OrderView]:
