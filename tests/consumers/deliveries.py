@@ -1,11 +1,12 @@
-"""Events for the tests of this folder, with times that are easy to read: minutes after 2024-01-01."""
+"""Events for the tests of this folder: those of consumers/testing, with times as minutes after 2024-01-01 or in milliseconds."""
 
-import hashlib
-from decimal import Decimal
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from kinguin_streams.consumers.projection import Received
-from kinguin_streams.schemas.events import Event, EventId, OrderComplete, OrderStatus, ProductUpdate, StoreName
+from kinguin_streams.consumers.testing import events
+from kinguin_streams.schemas.events import Event, OrderComplete, OrderStatus, ProductUpdate, StoreName
+from kinguin_streams.schemas.instants import EPOCH
 
 E = TypeVar("E", bound=Event)
 START_MS = 1_704_067_200_000
@@ -29,16 +30,13 @@ def order_status(
     store: StoreName = STORE,
 ) -> OrderStatus:
     """Return an order.status whose updatedAt is at(minute), received five seconds later."""
-    updated = at(minute) if updated_at_ms is None else updated_at_ms
-    return OrderStatus(
-        event_id=_id(store, order_id, external_id, status, updated),
-        store=store,
-        received_at_ms=updated + 5_000 if received_at_ms is None else received_at_ms,
+    return events.order_status(
         order_id=order_id,
-        order_external_id=external_id,
         status=status,
-        updated_at_ms=updated,
-        raw=b"{}",
+        updated_at=_instant(at(minute) if updated_at_ms is None else updated_at_ms),
+        order_external_id=external_id,
+        store=store,
+        received_at=_received(received_at_ms),
     )
 
 
@@ -50,14 +48,11 @@ def order_complete(
     received_at_ms: int | None = None,
 ) -> OrderComplete:
     """Return an order.complete."""
-    return OrderComplete(
-        event_id=_id(order_id, external_id, "complete", at(minute)),
-        store=STORE,
-        received_at_ms=at(minute) + 5_000 if received_at_ms is None else received_at_ms,
+    return events.order_complete(
         order_id=order_id,
+        updated_at=_instant(at(minute)),
         order_external_id=external_id,
-        updated_at_ms=at(minute),
-        raw=b"{}",
+        received_at=_received(received_at_ms),
     )
 
 
@@ -73,18 +68,15 @@ def product_update(
     received_at_ms: int | None = None,
 ) -> ProductUpdate:
     """Return a product.update; a field that is not given is absent, as in the payload of 2021."""
-    return ProductUpdate(
-        event_id=_id(kinguin_id, qty, text_qty, price, offers, product_id, at(minute)),
-        store=STORE,
-        received_at_ms=at(minute) + 5_000 if received_at_ms is None else received_at_ms,
+    return events.product_update(
         kinguin_id=kinguin_id,
         product_id=product_id,
-        updated_at_ms=at(minute),
+        updated_at=_instant(at(minute)),
         qty=qty,
         text_qty=text_qty,
-        price=None if price is None else Decimal(price),
+        price=price,
         cheapest_offer_ids=offers,
-        raw=b"{}",
+        received_at=_received(received_at_ms),
     )
 
 
@@ -93,5 +85,9 @@ def received(event: E, offset: int = 0, *, partition: int = 0, topic: str | None
     return Received(event, topic or f"kinguin.{event.record_name}", partition, offset, event.received_at_ms)
 
 
-def _id(*content: object) -> EventId:
-    return EventId(hashlib.sha256(repr(content).encode()).hexdigest()[:32])
+def _instant(instant_ms: int) -> datetime:
+    return EPOCH + timedelta(milliseconds=instant_ms)
+
+
+def _received(received_at_ms: int | None) -> datetime | None:
+    return None if received_at_ms is None else _instant(received_at_ms)

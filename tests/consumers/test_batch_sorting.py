@@ -1,5 +1,6 @@
 """Which records take effect, which are dead letters, and which wait: pure, on the client's own messages."""
 
+import msgspec
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_NOT_AVAILABLE, Message
 
@@ -23,6 +24,10 @@ NOW_MS = 1_800_000_000_000
 UNKNOWN_FINGERPRINT = b"\xc3\x01" + b"12345678" + b"body"
 
 encode = Encoder().encode
+
+
+def updated_at(instant_ms: int) -> bytes:
+    return encode(msgspec.structs.replace(order_status("processing"), updated_at_ms=instant_ms))
 
 
 def message(value: bytes | Record | None, offset: int = 0, *, topic: str = STATUS, partition: int = 0) -> Message:
@@ -54,10 +59,8 @@ def test_readable_records_take_effect_with_their_positions() -> None:
         pytest.param(encode(order_status("processing"))[:-1], "truncated", id="cut short"),
         pytest.param(encode(order_status("processing")) + b"\0", "trailing_bytes", id="something follows"),
         pytest.param(encode(order_complete()), "unexpected_record", id="an event of another topic"),
-        pytest.param(
-            encode(order_status("processing", updated_at_ms=MAX_MS + 1)), "updated_at_out_of_range", id="year 10000"
-        ),
-        pytest.param(encode(order_status("processing", updated_at_ms=MIN_MS - 1)), "updated_at_out_of_range", id="BC"),
+        pytest.param(updated_at(MAX_MS + 1), "updated_at_out_of_range", id="year 10000"),
+        pytest.param(updated_at(MIN_MS - 1), "updated_at_out_of_range", id="BC"),
     ],
 )
 def test_row_51_a_poison_record_is_a_dead_letter_with_its_origin(value: bytes | None, reason: str) -> None:

@@ -4,7 +4,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kinguin_streams.consumers.order_state import (
@@ -245,7 +245,7 @@ MANY_SET_ASIDE = st.builds(order_status, st.sampled_from(STATUSES), updated_at_m
 
 
 @given(arrivals(MANY, MAX_FACTS - 5, MAX_FACTS + 60))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a hundred events each
 def test_beyond_the_cap_the_same_facts_are_kept_in_any_order(
     both: tuple[list[Received[Any]], list[Received[Any]]],
 ) -> None:
@@ -258,7 +258,7 @@ def test_beyond_the_cap_the_same_facts_are_kept_in_any_order(
 
 
 @given(arrivals(MANY_SET_ASIDE, MAX_SET_ASIDE - 3, MAX_SET_ASIDE + 20))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a hundred events each
 def test_what_is_set_aside_has_a_cap_of_its_own(both: tuple[list[Received[Any]], list[Received[Any]]]) -> None:
     straight, shuffled = both
     distinct = {(delivery.event.updated_at_ms, delivery.event.status) for delivery in straight}
