@@ -71,7 +71,7 @@ class HandlerEffect:
     most_records: Final = MAX_BATCH
     skipped_hint: Final = (
         "Retention has deleted records that this consumer has not handled. To go on with what is left, move the group to "
-        "the earliest offset (kafka-consumer-groups --reset-offsets --to-earliest), and give the topic a longer retention."
+        "the earliest offset (`kinguin-streams replay group`), and give the topic a longer retention."
     )
 
     def __init__(
