@@ -208,6 +208,9 @@ def verify(
     derived: Annotated[
         bool, typer.Option("--derived", help="compare the topics order.state and product.state with the database")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="put what differs into the outbox, for `consume` to tell it once more")
+    ] = False,
     as_json: AsJson = False,
     state_url: StateUrl = None,
 ) -> None:
@@ -215,7 +218,10 @@ def verify(
 
     Exits 1 if anything differs. What is still in the outbox is on its way, and counts as waiting.
     Differences: missing (the topic does not have the key), older, newer (another revision than the database's), other (the
-    same revision, another content), left_over (the database does not have the key).
+    same revision, another content), left_over (the database does not have the key), overtaken (an older record stands
+    behind the right one, and compaction will keep the older).
+    With --repair it exits 1 only if something is left that telling the states once more does not mend; whether that was
+    told, another `verify` says once nothing waits.
     """
     from kinguin_streams.cli import wiring
     from kinguin_streams.cli.settings import load
@@ -233,6 +239,7 @@ def verify(
     reader = TopicReader(consumer_config(wiring.kafka(settings), group_id=name, client_id=name))
     topics, decoder = wiring.topics(settings), wiring.decoder(settings)
     found: dict[str, dict[str, Any]] = {}
+    left = 0
     try:
         for projection in SAMPLES:
             if projection.derived is not None:
@@ -243,6 +250,11 @@ def verify(
                     "waiting": compared.waiting,
                     "differences": [_difference(each) for each in compared.differences],
                 }
+                unmended = compared.differences
+                if repair:
+                    unmended = derived_topics.repair(projection, settings.state, compared.differences)
+                    found[topic]["queued"] = len(compared.differences) - len(unmended)
+                left += len(unmended)
     finally:
         reader.close()
     if as_json:
@@ -253,8 +265,9 @@ def verify(
             output.result_table(["key", "difference", "topic", "database"], said["differences"])
         output.talk(
             f"{topic}: {said['keys']} keys, {said['waiting']} waiting to be told, {len(said['differences'])} differ"
+            + (f", {said['queued']} queued to be told once more" if repair else "")
         )
-    if any(said["differences"] for said in found.values()):
+    if left:
         raise typer.Exit(1)
 
 

@@ -10,8 +10,9 @@ from kinguin_streams.consumers import database, outbox
 from kinguin_streams.consumers.batch import Message
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.live_rows import live_generation
-from kinguin_streams.consumers.projection import Projection
+from kinguin_streams.consumers.projection import Projection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.consumers.telling_again import tell_again
 from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import Derived
 from kinguin_streams.schemas.outgoing import GENERATION_HEADER, REVISION_HEADER
@@ -25,18 +26,21 @@ class Told(NamedTuple):
     generation: int
     revision: int
     record: Derived | None
+    is_last: bool = True
+    """Whether no record of an earlier revision stands behind it, which compaction would keep in its place."""
 
 
 class Difference(msgspec.Struct, frozen=True):
     """Topic and database do not agree on a key, though nothing of it is on its way.
 
     missing: the topic does not tell it. older: the topic tells an earlier revision, with another content if a rebuild lies
-    between the two. newer: the topic tells a revision
-    that the database has not come to. other: the same revision, another content. left_over: the database has no such key.
+    between the two. newer: the topic tells a revision that the database has not come to. other: the same revision, another
+    content. left_over: the database has no such key. overtaken: the topic tells it right, but an earlier revision stands
+    behind, which compaction will keep in its place.
     """
 
     key: str
-    code: Literal["missing", "older", "newer", "other", "left_over"]
+    code: Literal["missing", "older", "newer", "other", "left_over", "overtaken"]
     in_topic: tuple[int, int] | None
     """(generation, revision)"""
     in_database: tuple[int, int] | None
@@ -59,8 +63,10 @@ def newest(messages: Iterable[Message], decoder: Decoder) -> dict[str, Told]:
     for message in messages:
         key = (message.key() or b"").decode()
         told = _told(message, decoder)
-        if key not in found or told[:2] > found[key][:2]:
+        if key not in found or told[:2] >= found[key][:2]:
             found[key] = told
+        else:
+            found[key] = found[key]._replace(is_last=False)
     return found
 
 
@@ -80,6 +86,8 @@ def compare(states: Mapping[str, Derived], waiting: frozenset[str], told: Mappin
         if state is None or at_state is None:
             if topics is not None and topics.record is not None:
                 differences.append(Difference(key, "left_over", at_topic, None))
+            elif topics is not None and not topics.is_last:
+                differences.append(Difference(key, "overtaken", at_topic, None))
         elif topics is None or at_topic is None:
             differences.append(Difference(key, "missing", None, at_state))
         elif at_topic < at_state:
@@ -90,6 +98,8 @@ def compare(states: Mapping[str, Derived], waiting: frozenset[str], told: Mappin
             differences.append(Difference(key, "newer", at_topic, at_state))
         elif topics.record != state:
             differences.append(Difference(key, "other", at_topic, at_state))
+        elif not topics.is_last:
+            differences.append(Difference(key, "overtaken", at_topic, at_state))
     return tuple(differences)
 
 
@@ -97,6 +107,28 @@ def _says_the_same(told: Derived | None, state: Derived) -> bool:
     return told is not None and state == msgspec.structs.replace(
         told, generation=state.generation, revision=state.revision
     )
+
+
+def repair(
+    projection: Projection, settings: StateSettings, differences: Iterable[Difference]
+) -> tuple[Difference, ...]:
+    """Queue what differs, so that the relay tells it once more, above all that the topic says; return what that mends not.
+
+    Nothing outranks a record of a later generation than the database's, and a key that is none of ours is not told.
+    Raises OperatorError as tell_again does.
+    """
+    generation = _live_generation(settings, projection)
+    told: dict[StateKey, int] = {}
+    left: list[Difference] = []
+    for difference in differences:
+        store, colon, id_ = difference.key.partition(":")
+        in_topic = difference.in_topic or (0, 0)
+        if generation is None or in_topic[0] > generation or not (store and colon and id_):
+            left.append(difference)
+        else:
+            told[StateKey(store, id_)] = in_topic[1] if in_topic[0] == generation else 0
+    tell_again(settings, projection, told)
+    return tuple(left)
 
 
 def verify(
@@ -110,12 +142,21 @@ def verify(
     states, waiting = _database(projection, settings)
     told = newest(reader.read({}, reader.end_offsets([topic])), decoder)
     differences = compare(states, waiting, told)
-    if any(difference.code in ("newer", "left_over") for difference in differences):
+    if any(difference.code in ("newer", "left_over", "overtaken") for difference in differences):
         later, still_waiting = _database(projection, settings)
         moved_on = {key for key in later if key not in states or later[key].revision != states[key].revision}
         moved_on |= states.keys() - later.keys() | still_waiting
         differences = tuple(difference for difference in differences if difference.key not in moved_on)
     return Comparison(keys=len(states), waiting=len(waiting), differences=differences)
+
+
+def _live_generation(settings: StateSettings, projection: Projection) -> int | None:
+    engine = database.open_for_reading(settings)
+    try:
+        with database.explained(settings), engine.connect() as connection:
+            return live_generation(connection, projection.name)
+    finally:
+        engine.dispose()
 
 
 def _database(projection: Projection, settings: StateSettings) -> tuple[dict[str, Derived], frozenset[str]]:

@@ -2,6 +2,9 @@
 
 The order of the lines in `turn` is the guarantee: a row goes only after Kafka has confirmed its record, and only if its
 revision is still the confirmed one. A crash in between tells a state twice.
+
+Who loses the lock while records are under way may have put an older state behind a newer one of the next leader: it puts
+those keys back, to be told once more.
 """
 
 import threading
@@ -19,6 +22,7 @@ from kinguin_streams.consumers.live_rows import live_generation
 from kinguin_streams.consumers.outbox import Queued
 from kinguin_streams.consumers.projection import Projection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.consumers.telling_again import tell_again
 from kinguin_streams.schemas.codec import RecordEncoder
 from kinguin_streams.schemas.outgoing import OutgoingRecord, OutgoingTombstone, outgoing, tombstone
 from kinguin_streams.schemas.topics import Topics
@@ -78,6 +82,8 @@ class Relay:
         self._reading = database.open_for_reading(state)
         self._topic_is_there = False
         self._after: StateKey | None = None
+        self._doubtful: set[StateKey] = set()
+        """Keys that were told without proof that nobody else led meanwhile."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.told = 0
@@ -131,6 +137,11 @@ class Relay:
                 continue
             self._stopping.wait(delay_s)
             delay_s = min(delay_s * 2, RETRY_MAX_S)
+        try:
+            self._put_back()
+        except OperatorError as error:
+            hint = "once the database is back: kinguin-streams state verify --derived --repair"
+            self._log.error("relay_may_leave_older", keys=len(self._doubtful), reason=str(error), hint=hint)
         self._log.info("relay_stopped", told=self.told)
 
     def turn(self) -> bool:
@@ -138,6 +149,7 @@ class Relay:
 
         Raises OperatorError for the database, a registry or a topic that is missing, PublishFailed for Kafka.
         """
+        self._put_back()
         if not self._leads():
             return False
         if self._after is None:
@@ -172,9 +184,11 @@ class Relay:
                     timestamp_ms=self._clock.now_ms(),
                 )
                 records.append((row, gone))
+        self._doubtful.update(row.key for row in queued)
         told, failure = self._send(records)
         with self._election.writing() as connection:
             outbox.confirm(connection, self._projection.name, generation, told)
+        self._doubtful.clear()
         self.told += len(told)
         if failure is not None:
             raise failure
@@ -185,6 +199,12 @@ class Relay:
         self._round_began_s = began_s
         if self._after is None and began_s is not None:
             self._all_told_s = began_s
+
+    def _put_back(self) -> None:
+        if self._doubtful:
+            tell_again(self._state, self._projection, dict.fromkeys(self._doubtful, 0))
+            self._log.warning("relay_tells_again", keys=len(self._doubtful), reason="the lock was lost on the way")
+            self._doubtful.clear()
 
     def _leads(self) -> bool:
         before, self.leading = self.leading, False

@@ -369,6 +369,8 @@ def test_who_has_lost_the_lock_takes_no_row_away(postgres: Any, log: Log) -> Non
     other.turn()
     one.turn()
     assert (one.leading, other.leading) == (False, True)
+    assert queued(store) == {"PHS84FJAG5U": 2}  # what it told without a lock is told once more
+    other.turn()
     assert queued(store) == {}
     assert log.table() == states(store)
     for relay in (one, other):
