@@ -9,6 +9,7 @@ import pytest
 
 from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
+from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import LostPartition
 from kinguin_streams.schemas.codec import Decoder, Encoder, UnknownSchema
 from kinguin_streams.schemas.events import Record, RecordName
@@ -136,14 +137,14 @@ def test_a_consumer_that_has_lost_a_partition_stops(streams: Streams, tmp_path: 
 
 
 def test_row_51_one_bad_record_in_a_thousand_is_dead_lettered_and_the_rest_applied(
-    streams: Streams, tmp_path: Path
+    streams: Streams, tmp_path: Path, settings: StateSettings
 ) -> None:
     for part in (range(500), range(500, 999)):
         streams.write(*(order_status("processing", order_id=f"O{n}") for n in part))
         if part.start == 0:
             bad_offset = streams.ends("order.status")[streams.name("order.status"), 0]
             streams.write_bytes("order.status", [b"no Avro"])
-    with running_loop(streams, tmp_path) as running:
+    with running_loop(streams, tmp_path, state=settings) as running:
         running.catch_up(streams.ends("order.status"))
         assert (running.loop.applied, running.loop.dead_lettered) == (999, 1)
     assert reader.orders_by_status(running.state.url) == {"processing": 999}
@@ -154,17 +155,17 @@ def test_row_51_one_bad_record_in_a_thousand_is_dead_lettered_and_the_rest_appli
 
 
 def test_row_51_a_dead_letter_that_nobody_takes_stops_the_consumer(
-    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path
+    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, settings: StateSettings
 ) -> None:
     streams = Streams(kafka.bootstrap_servers, topic_prefix).make(*ORDER_TOPICS)
     streams.write_bytes("order.status", [b"no Avro"])
-    with running_loop(streams, tmp_path, publisher_wait_s=1.0) as running:
+    with running_loop(streams, tmp_path, state=settings, publisher_wait_s=1.0) as running:
         failure = running.wait_for_failure()
     assert isinstance(failure, OperatorError)
     assert failure.code == "dead_letter_refused"
     assert running.stored() == {}
     streams.make()
-    with running_loop(streams, tmp_path) as again:
+    with running_loop(streams, tmp_path, state=settings) as again:
         again.catch_up(streams.ends("order.status"))
     # What had no report may have landed as well, and has the same id.
     assert len({(letter.dead_letter_id, letter.reason) for letter in streams.dead_letters()}) == 1
@@ -296,15 +297,17 @@ def test_a_topic_made_anew_under_a_running_consumer_stops_it(streams: Streams, t
     assert failure_of(streams, tmp_path).code == "topic_replaced"  # and nobody goes on with that state
 
 
-def test_row_58_retention_past_the_stored_offset_stops_the_consumer(streams: Streams, tmp_path: Path) -> None:
+def test_row_58_retention_past_the_stored_offset_stops_the_consumer(
+    streams: Streams, tmp_path: Path, settings: StateSettings
+) -> None:
     streams.write(*written(10))
-    with running_loop(streams, tmp_path) as running:
+    with running_loop(streams, tmp_path, state=settings) as running:
         running.catch_up(streams.ends("order.status"))
     streams.write(*written(40))
     topic = streams.name("order.status")
     streams.delete_records("order.status", 0, streams.ends("order.status")[topic, 0] - 1)
     stored = running.stored()[topic, 0]
-    failure = failure_of(streams, tmp_path)
+    failure = failure_of(streams, tmp_path, state=settings)
     assert failure.code == "offset_out_of_range"
     assert f"offset {stored} of {topic}/0" in failure.what
     assert running.stored()[topic, 0] == stored
