@@ -6,6 +6,7 @@ circle. A reader sees one instant (REPEATABLE READ).
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, func, text
@@ -102,6 +103,19 @@ def unnested(alias: str, prefix: str = "", **columns: type[TypeEngine[Any]]) -> 
     """
     arrays = (bindparam(f"{prefix}{name}s", type_=ARRAY(kind)) for name, kind in columns.items())
     return func.unnest(*arrays).table_valued(*columns, name=alias).render_derived()
+
+
+def text_array(texts: Sequence[str]) -> str:
+    """Return texts as PostgreSQL writes a text[].
+
+    The driver makes one from a list item by item in Python, which took longer than everything else in a batch; here the
+    items are quoted together. Raises ValueError for text with U+0000, which PostgreSQL does not take.
+    """
+    joined = "\0".join(texts)
+    if joined.count("\0") >= max(len(texts), 1):
+        raise ValueError("text with U+0000")
+    quoted = joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+    return f'{{"{quoted}"}}' if texts else "{}"
 
 
 def _engine(url: URL, settings: StateSettings, isolation: str, more: str) -> Engine:

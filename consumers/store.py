@@ -5,36 +5,35 @@ finds another offset there than the one it read, and its transaction is undone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import (
     Connection,
     Engine,
     Table,
-    Text,
     and_,
     case,
     delete,
     func,
-    literal,
     not_,
     or_,
     select,
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import database, tables
 from kinguin_streams.consumers.generations import Build, insert_into, live_or_first, still_written
-from kinguin_streams.consumers.live_rows import LANE, ids_by_store, not_lane
+from kinguin_streams.consumers.live_rows import LANE, not_lane
 from kinguin_streams.consumers.outbox import OutboxWriter
-from kinguin_streams.consumers.postgres import unnested
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
+from kinguin_streams.consumers.state_rows import NO_REVISION, Overtaken, StateRow, StateRows, state_rows
 from kinguin_streams.telemetry.operator_error import OperatorError
+
+KEYS_AT_ONCE: Final = 5_000
 
 
 class PartitionSource(NamedTuple):
@@ -98,13 +97,14 @@ class StateStore:
         self._is_mine = still_written(projection, self._generation, is_build=build is not None)
         dialect = self._engine.dialect.name
         # Nobody is told of a state that is not live yet; the swap queues what differs.
-        told = projection.derived is not None and build is None
-        outbox = OutboxWriter(projection.name, self._generation, dialect) if told else None
+        is_told = projection.derived is not None and build is None
         self._writer: _FoldWriter | _RowsWriter
         if isinstance(projection, FoldProjection):
-            kind = _LockingFoldWriter if dialect == "postgresql" else _FoldWriter
-            self._writer = kind(projection, self._generation, outbox)
+            self._writer = _FoldWriter(
+                projection, state_rows(dialect, projection.name, self._generation), is_told=is_told
+            )
         else:
+            outbox = OutboxWriter(projection.name, self._generation, dialect) if is_told else None
             self._writer = _RowsWriter(projection, self._generation, dialect, outbox)
 
     @property
@@ -155,12 +155,18 @@ class StateStore:
         Raises LostPartition, OperatorError("generation_replaced"), or one of consumers/database.py; nothing has happened
         then.
         """
+        try:
+            self._apply(batch, advances, lock=False)
+        except Overtaken:
+            self._apply(batch, advances, lock=True)
+
+    def _apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance], *, lock: bool) -> None:
         with database.explained(self._settings), self._engine.begin() as connection:
             if connection.execute(self._is_mine).first() is None:
                 raise _replaced(self._projection, self._generation)
             for advance in sorted(advances):
                 self._advance(connection, advance)
-            self._writer.write(connection, batch)
+            self._writer.write(connection, batch, lock=lock)
 
     def _advance(self, connection: Connection, advance: Advance) -> None:
         table = tables.projection_offset
@@ -183,122 +189,56 @@ class StateStore:
 
 
 class _FoldWriter:
-    """Loads the states of a batch, folds it in, and writes what has changed, in the order of the keys.
+    """Loads the states of a batch, folds it in, and writes what has changed, in the order of the keys."""
 
-    For SQLite: BEGIN IMMEDIATE has shut out every other writer, so the rows need no lock of their own.
-    """
-
-    def __init__(self, projection: FoldProjection[Any, Any], generation: int, outbox: OutboxWriter | None) -> None:
-        self._outbox = outbox
+    def __init__(self, projection: FoldProjection[Any, Any], rows: StateRows, *, is_told: bool) -> None:
         self._key = projection.key
         self._fold = projection.fold
-        self._scope = {"projection": projection.name, "generation": generation}
+        self._is_told = is_told
+        self._rows = rows
         self._decode = msgspec.json.Decoder(projection.state_type).decode
         self._encode = msgspec.json.Encoder().encode
-        table = tables.projection_state
-        self._select = select(table.c.id, table.c.state).where(
-            table.c.projection == projection.name, table.c.generation == generation, table.c.state != tables.NONE_YET
-        )
-        upsert = sqlite.insert(table)
-        self._upsert = upsert.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={"state": upsert.excluded.state, "revision": table.c.revision + 1},
-        )
 
-    def write(self, connection: Connection, batch: Sequence[Received[Any]]) -> None:
+    def write(self, connection: Connection, batch: Sequence[Received[Any]], *, lock: bool) -> None:
+        """lock: keep others from the rows between reading and writing them. Raises Overtaken without."""
+        key_of = self._key
         by_key: dict[StateKey, list[Received[Any]]] = {}
         for received in batch:
-            by_key.setdefault(self._key(received.event), []).append(received)
+            key = key_of(received.event)
+            if (its := by_key.get(key)) is None:
+                by_key[key] = [received]
+            else:
+                its.append(received)
+        queued: list[tuple[StateKey, int]] = []
         keys = sorted(by_key)
-        states = self._load(connection, keys)
-        changed: list[tuple[StateKey, str]] = []
+        # Some at a time: of a large batch, all states together would take more memory than all of its records.
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            self._write(connection, keys[start : start + KEYS_AT_ONCE], by_key, queued, lock)
+        if queued and self._is_told:
+            self._rows.queue(connection, queued)
+
+    def _write(
+        self,
+        connection: Connection,
+        keys: Sequence[StateKey],
+        by_key: Mapping[StateKey, Sequence[Received[Any]]],
+        queued: list[tuple[StateKey, int]],
+        lock: bool,
+    ) -> None:
+        fold, decode, encode = self._fold, self._decode, self._encode
+        stored = {row[0]: row for row in self._rows.load(connection, keys, lock=lock)}
+        changed: list[StateRow] = []
         for key in keys:
-            before = state = states.get(key)
+            row = stored.get(key)
+            revision = NO_REVISION if row is None else row[2]
+            before = state = None if row is None or row[1] == tables.NONE_YET else decode(row[1])
             for received in by_key[key]:
-                state = self._fold(state, received)
+                state = fold(state, received)
             if state is not before:
-                changed.append((key, self._encode(state).decode()))
+                changed.append(StateRow(key, encode(state).decode(), revision + 1))
+                queued.append((key, revision + 1))
         if changed:
-            self._save(connection, changed)
-            if self._outbox is not None:
-                self._outbox.queue(connection, [key for key, _ in changed])
-
-    def _load(self, connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Any]:
-        table = tables.projection_state
-        states: dict[StateKey, Any] = {}
-        for store, ids in ids_by_store(keys):
-            some = self._select.where(table.c.store == store, table.c.id.in_(ids))
-            for id_, text in connection.execute(some):
-                states[StateKey(store, id_)] = self._decode(text)
-        return states
-
-    def _save(self, connection: Connection, changed: Sequence[tuple[StateKey, str]]) -> None:
-        rows = [
-            {**self._scope, "store": key.store, "id": key.id, "state": text, "revision": 1} for key, text in changed
-        ]
-        connection.execute(self._upsert, rows)
-
-
-class _LockingFoldWriter(_FoldWriter):
-    """For PostgreSQL: the rows are there before they are read, and locked while the fold works on them.
-
-    A row that is not there cannot be locked: two writers would both read nothing, and the later one would overwrite the
-    other's state with one that does not know of it. Always in the order of the keys, so that nobody waits in a circle.
-    """
-
-    def __init__(self, projection: FoldProjection[Any, Any], generation: int, outbox: OutboxWriter | None) -> None:
-        super().__init__(projection, generation, outbox)
-        table = tables.projection_state
-        keys = unnested("wanted", store=Text, id=Text)
-        scope = [literal(self._scope[name]).label(name) for name in ("projection", "generation")]
-        self._insert = (
-            postgresql.insert(table)
-            .from_select(
-                ["projection", "generation", "store", "id", "state", "revision"],
-                select(*scope, keys.c.store, keys.c.id, literal(tables.NONE_YET), literal(0)),
-            )
-            .on_conflict_do_nothing()
-        )
-        mine = and_(
-            table.c.projection == self._scope["projection"],
-            table.c.generation == self._scope["generation"],
-            table.c.store == keys.c.store,
-            table.c.id == keys.c.id,
-        )
-        self._lock = (
-            select(table.c.store, table.c.id, table.c.state)
-            .join_from(table, keys, mine)
-            .order_by(table.c.store, table.c.id)
-            .with_for_update(of=table)
-        )
-        new = unnested("new", store=Text, id=Text, state=Text)
-        self._update = (
-            update(table)
-            .values(state=new.c.state, revision=table.c.revision + 1)
-            .where(
-                table.c.projection == self._scope["projection"],
-                table.c.generation == self._scope["generation"],
-                table.c.store == new.c.store,
-                table.c.id == new.c.id,
-            )
-        )
-
-    def _load(self, connection: Connection, keys: Sequence[StateKey]) -> dict[StateKey, Any]:
-        wanted = {"stores": [key.store for key in keys], "ids": [key.id for key in keys]}
-        connection.execute(self._insert, wanted)
-        return {
-            StateKey(store, id_): self._decode(text)
-            for store, id_, text in connection.execute(self._lock, wanted)
-            if text != tables.NONE_YET
-        }
-
-    def _save(self, connection: Connection, changed: Sequence[tuple[StateKey, str]]) -> None:
-        rows = {
-            "stores": [key.store for key, _ in changed],
-            "ids": [key.id for key, _ in changed],
-            "states": [text for _, text in changed],
-        }
-        connection.execute(self._update, rows)
+            self._rows.save(connection, changed)
 
 
 class _RowsWriter:
@@ -317,7 +257,8 @@ class _RowsWriter:
         self._table = tables.metadata.tables[projection.table]
         self._upsert = _keep_smallest_position(self._table, dialect)
 
-    def write(self, connection: Connection, batch: Sequence[Received[Any]]) -> None:
+    def write(self, connection: Connection, batch: Sequence[Received[Any]], *, lock: bool) -> None:  # noqa: ARG002
+        """lock: there is nothing to lock, since nothing is read before it is written."""
         rows = [{"generation": self._generation, **self._row(received)} for received in batch]
         if rows:
             key_columns = [column.name for column in self._table.primary_key]

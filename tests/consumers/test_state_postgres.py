@@ -3,13 +3,21 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+from sqlalchemy import event
 
-from kinguin_streams.consumers import reader
+from kinguin_streams.consumers import outbox, reader
+from kinguin_streams.consumers.forgetting import forget_state
 from kinguin_streams.consumers.order_state import ORDER_STATE
+from kinguin_streams.consumers.postgres import text_array
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
+from kinguin_streams.consumers.projection import StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import StateStore
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -60,6 +68,65 @@ def test_writers_of_different_partitions_change_the_same_orders_and_none_overwri
     views = list(reader.order_views(settings.url))
     assert len(views) == keys
     assert {len(view.facts) for view in views} == {writers * batches}
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_writer_that_is_overtaken_between_reading_and_writing_knows_of_the_other_in_the_end(
+    orders: StateStore, settings: StateSettings, known_before: bool
+) -> None:
+    """Rows are read without a lock: what was read decides only while the row has the revision that was read."""
+    if known_before:
+        orders.apply([received(order_status("pending"), 0)], [advance(STATUS_TOPIC, None, 1)])
+    other = StateStore(settings, ORDER_STATE)
+    reads: list[str] = []
+
+    def overtake(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT kept."):
+            reads.append("locked" if "FOR UPDATE" in statement else "free")
+            if len(reads) == 1:
+                events = [received(order_status("completed", 1), 0, partition=1)]
+                other.apply(events, [advance(STATUS_TOPIC, None, 1, partition=1)])
+
+    event.listen(orders.engine, "after_cursor_execute", overtake)
+    first = 1 if known_before else None
+    orders.apply([received(order_status("refunded", 2), 1)], [advance(STATUS_TOPIC, first, 2)])
+    other.close()
+    assert reads == ["free", "locked"]
+    (view,) = reader.order_views(settings.url)
+    assert [fact.status for fact in view.facts] == ["pending", "completed", "refunded"][not known_before :]
+    with orders.engine.begin() as connection:
+        assert [row.revision for row in outbox.peek(connection, "order-state", 1, 9)] == [2 + known_before]
+
+
+def test_an_order_that_is_forgotten_between_reading_and_writing_stays_forgotten(
+    orders: StateStore, settings: StateSettings
+) -> None:
+    orders.apply([received(order_status("pending"), 0)], [advance(STATUS_TOPIC, None, 1)])
+    reads: list[str] = []
+
+    def forget(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT kept."):
+            reads.append(statement)
+            if len(reads) == 1:
+                assert forget_state(settings, ORDER_STATE, StateKey("default", "PHS84FJAG5U"))
+
+    event.listen(orders.engine, "after_cursor_execute", forget)
+    orders.apply([received(order_status("refunded", 2), 1)], [advance(STATUS_TOPIC, 1, 2)])
+    (view,) = reader.order_views(settings.url)
+    assert [fact.status for fact in view.facts] == ["refunded"]
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6), max_size=5))
+@hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_array_of_texts_arrives_as_it_was(postgres: PostgresServer, texts: list[str]) -> None:
+    with psycopg.connect(postgres.url("postgres").replace("+psycopg", "")) as connection:
+        assert connection.execute("SELECT %s::text[]", [text_array(texts)]).fetchone() == (texts,)
+
+
+@pytest.mark.parametrize("texts", [["a\0b"], ["\0"], ["", "\0", "c"]])
+def test_an_array_cannot_hold_nul(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match="U\\+0000"):
+        text_array(texts)
 
 
 def test_row_40_text_with_nul_is_no_obstacle(orders: StateStore, settings: StateSettings) -> None:

@@ -1,0 +1,156 @@
+"""The rows of projection_state and projection_outbox as a fold reads and writes them, thousands in one transaction.
+
+SQL as text, for each database: through parameters of SQLAlchemy a row cost more than the database's own work on it
+(measured: 12 of 28 µs in SQLite, 30 of 39 µs in PostgreSQL). What a state is, and when it is written, is in store.py.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection
+
+from kinguin_streams.consumers import tables
+from kinguin_streams.consumers.live_rows import ids_by_store
+from kinguin_streams.consumers.postgres import text_array
+from kinguin_streams.consumers.projection import StateKey
+
+NO_REVISION: Final = 0
+"""Of a key that has no row."""
+
+
+class StateRow(NamedTuple):
+    """A state as it is stored: JSON, or tables.NONE_YET. Written with the revision that it is to have then."""
+
+    key: StateKey
+    state: str
+    revision: int
+
+
+class Overtaken(Exception):
+    """A row has another revision than the one that was read: somebody has written it since. Undo, and read it again."""
+
+
+class SqliteRows:
+    """BEGIN IMMEDIATE has shut out every other writer: what was read is what is there when it is written."""
+
+    def __init__(self, projection: str, generation: int) -> None:
+        self._scope = (projection, generation)
+        self._load = (
+            "SELECT id, state, revision FROM projection_state WHERE projection = ? AND generation = ? AND store = ? "
+            "AND id IN ({})"
+        )
+        self._save = (
+            "INSERT INTO projection_state (projection, generation, store, id, state, revision) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (projection, generation, store, id) "
+            "DO UPDATE SET state = excluded.state, revision = excluded.revision"
+        )
+        self._queue = (
+            "INSERT INTO projection_outbox (projection, generation, store, id, revision) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (projection, generation, store, id) DO UPDATE SET revision = excluded.revision"
+        )
+
+    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Iterator[StateRow]:  # noqa: ARG002
+        """Yield the rows of these keys, which are in their order. lock: they need none."""
+        for store, ids in ids_by_store(keys):
+            statement = self._load.format(",".join("?" * len(ids)))
+            for id_, state, revision in connection.exec_driver_sql(statement, (*self._scope, store, *ids)).all():
+                yield StateRow(StateKey(store, id_), state, revision)
+
+    def save(self, connection: Connection, rows: Sequence[StateRow]) -> None:
+        """Write them."""
+        scope = self._scope
+        connection.exec_driver_sql(
+            self._save, [(*scope, store, id_, state, revision) for (store, id_), state, revision in rows]
+        )
+
+    def queue(self, connection: Connection, revisions: Sequence[tuple[StateKey, int]]) -> None:
+        """Queue in the outbox that these keys have these revisions."""
+        scope = self._scope
+        connection.exec_driver_sql(self._queue, [(*scope, *key, revision) for key, revision in revisions])
+
+
+class PostgresRows:
+    """Other processes write at the same time, each for partitions of its own; two topics of one key may have two owners.
+
+    Rows are read without a lock and written only where they still have the revision that was read: a lock for each row
+    costs as much as writing it, and nearly always nobody else wants it. Who has been overtaken asks for the locks. A row
+    that is not there cannot be locked, so it is made first. Rows are written and locked in the order of their keys, and
+    those of the outbox after all of them, so that nobody waits in a circle: the statements take them in the order of the
+    arrays, whatever the planner chooses.
+    """
+
+    def __init__(self, projection: str, generation: int) -> None:
+        self._scope = {"projection": projection, "generation": generation}
+        # Of our own words only; what comes from outside is a parameter.
+        wanted = "unnest(%(stores)s::text[], %(ids)s::text[]) AS wanted (store, id)"
+        self._make = (
+            "INSERT INTO projection_state (projection, generation, store, id, state, revision) "  # noqa: S608
+            f"SELECT %(projection)s, %(generation)s, store, id, %(none_yet)s, %(no_revision)s FROM {wanted} "
+            "ON CONFLICT DO NOTHING"
+        )
+        self._load = (
+            "SELECT kept.store, kept.id, kept.state, kept.revision "  # noqa: S608
+            f"FROM {wanted} JOIN projection_state AS kept ON kept.projection = %(projection)s "
+            "AND kept.generation = %(generation)s AND kept.store = wanted.store AND kept.id = wanted.id"
+        )
+        self._lock = f"{self._load} ORDER BY kept.store, kept.id FOR UPDATE OF kept"
+        self._save = (
+            "INSERT INTO projection_state AS old (projection, generation, store, id, state, revision) "
+            "SELECT %(projection)s, %(generation)s, new.* "
+            "FROM unnest(%(stores)s::text[], %(ids)s::text[], %(states)s::text[], %(revisions)s::bigint[]) AS new "
+            "ON CONFLICT (projection, generation, store, id) "
+            "DO UPDATE SET state = excluded.state, revision = excluded.revision "
+            "WHERE old.revision = excluded.revision - 1"
+        )
+        self._queue = (
+            "INSERT INTO projection_outbox (projection, generation, store, id, revision) "
+            "SELECT %(projection)s, %(generation)s, new.* "
+            "FROM unnest(%(stores)s::text[], %(ids)s::text[], %(revisions)s::bigint[]) AS new "
+            "ON CONFLICT (projection, generation, store, id) DO UPDATE SET revision = excluded.revision"
+        )
+
+    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Iterator[StateRow]:
+        """Yield the rows of these keys, which are in their order; with lock, a row of every key."""
+        parameters = {**self._scope, **_keys(keys)}
+        if lock:
+            connection.exec_driver_sql(
+                self._make, {**parameters, "none_yet": tables.NONE_YET, "no_revision": NO_REVISION}
+            )
+        for store, id_, state, revision in connection.exec_driver_sql(self._lock if lock else self._load, parameters):
+            yield StateRow(StateKey(store, id_), state, revision)
+
+    def save(self, connection: Connection, rows: Sequence[StateRow]) -> None:
+        """Write them. Raises Overtaken."""
+        parameters = {
+            **self._scope,
+            **_keys([row.key for row in rows]),
+            "states": text_array([row.state for row in rows]),
+            "revisions": _numbers(row.revision for row in rows),
+        }
+        if connection.exec_driver_sql(self._save, parameters).rowcount != len(rows):
+            raise Overtaken
+
+    def queue(self, connection: Connection, revisions: Sequence[tuple[StateKey, int]]) -> None:
+        """Queue in the outbox that these keys have these revisions."""
+        parameters = {
+            **self._scope,
+            **_keys([key for key, _ in revisions]),
+            "revisions": _numbers(revision for _, revision in revisions),
+        }
+        connection.exec_driver_sql(self._queue, parameters)
+
+
+StateRows = SqliteRows | PostgresRows
+
+
+def state_rows(dialect: str, projection: str, generation: int) -> StateRows:
+    """Return those of a database."""
+    return (PostgresRows if dialect == "postgresql" else SqliteRows)(projection, generation)
+
+
+def _keys(keys: Sequence[StateKey]) -> dict[str, str]:
+    return {"stores": text_array([store for store, _ in keys]), "ids": text_array([id_ for _, id_ in keys])}
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    return f"{{{','.join(map(str, numbers))}}}"
