@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table
 from sqlalchemy import Text as AnyText
 
-REVISIONS: Final = ("0001", "0002", "0003")
+REVISIONS: Final = ("0001", "0002", "0003", "0004")
 """The schema versions there have been, oldest first; the last one is what this code reads and writes."""
 
 # In the order of code points, which is Python's and SQLite's too: readers and locks go by it.
@@ -71,7 +71,7 @@ projection_state = Table(
     Column("state", Text, nullable=False),
     # Grows by one with every write.
     Column("revision", BigInteger, nullable=False),
-    sqlite_with_rowid=False,
+    # In SQLite with a rowid, unlike the others: its states are long, see the migration 0003.
 )
 
 projection_outbox = Table(

@@ -6,10 +6,12 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import insert, select
 
 from kinguin_streams.consumers import database, product_changes, reader
 from kinguin_streams.consumers.database import judge
@@ -18,7 +20,7 @@ from kinguin_streams.consumers.plausible_time import TOLERANCE_MS
 from kinguin_streams.consumers.projection import FoldProjection
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import LostPartition, StateStore
-from kinguin_streams.consumers.tables import REVISIONS, metadata, schema_version
+from kinguin_streams.consumers.tables import REVISIONS, metadata, projection_state, schema_version
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import StoreName
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -212,6 +214,26 @@ def test_the_code_knows_the_newest_migration() -> None:
     config.set_main_option("script_location", str(database.MIGRATIONS))
     revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
     assert tuple(reversed(revisions)) == REVISIONS
+
+
+def test_states_of_before_the_new_layout_are_all_there_after_it(settings: StateSettings) -> None:
+    rows = [("order-state", 1, "s", f"O{n}", "x" * n, n) for n in range(1, 2_000)]
+    engine = database.open_for_writing(settings)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(database.MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(
+            insert(projection_state), [dict(zip(projection_state.c.keys(), row, strict=True)) for row in rows]
+        )
+    engine.dispose()
+    assert database.migrate(settings) == ("0002", REVISIONS[-1])
+    store = StateStore(settings, ORDER_STATE)
+    with store.engine.connect() as connection:
+        kept = connection.execute(select(projection_state).order_by(projection_state.c.revision))
+        assert [tuple(row) for row in kept] == rows
+    store.close()
 
 
 @pytest.mark.parametrize(
