@@ -18,6 +18,7 @@ MAX_DETAIL_CHARACTERS = 1_000
 MAX_KEPT_HEADERS_BYTES = 16_384
 MAX_KEPT_KEY_BYTES = 16_384
 _NO_TIMESTAMP = 0
+_NoEvent = DeadLetter | Derived
 
 
 class Message(Protocol):
@@ -71,34 +72,37 @@ def sort_out(
     Raises RegistryNeeded as decode does.
     """
     batch = Batch()
+    received, next_offsets, held = batch.received, batch.next_offsets, batch.held
+    parts: dict[tuple[str, int], TopicPart] = {}
     for message in messages:
-        part = TopicPart(message.topic(), message.partition())
-        waiting = batch.held.get(part)
-        if waiting is not None:
+        place = (message.topic(), message.partition())
+        part = parts.get(place)
+        if part is None:
+            part = parts[place] = TopicPart(*place)
+        if held and (waiting := held.get(part)) is not None:
             waiting.messages.append(message)
             continue
+        offset = message.offset()
         try:
             record = decode(message.value())
         except UnknownSchema as error:
-            batch.held[part] = Held([message], str(error))
+            held[part] = Held([message], str(error))
             continue
         except UndecodableRecord as error:
             batch.dead_letters.append(dead_letter(message, consumer, error.code, error.detail, now_ms))
         else:
             fault = _fault(record, expected[part.topic])
             if fault is None:
-                batch.received.append(
-                    Received(record, part.topic, part.partition, message.offset(), _timestamp_ms(message))  # type: ignore[arg-type]
-                )
+                received.append(Received(record, part.topic, part.partition, offset, _timestamp_ms(message)))  # type: ignore[arg-type]
             else:
                 batch.dead_letters.append(dead_letter(message, consumer, *fault, now_ms))
-        batch.next_offsets[part] = message.offset() + 1
+        next_offsets[part] = offset + 1
     return batch
 
 
 def _fault(record: Record, expected: RecordName) -> tuple[str, str] | None:
     """Return code and detail of what makes a readable record useless in its topic, or None."""
-    if record.record_name != expected or isinstance(record, DeadLetter | Derived):
+    if record.record_name != expected or isinstance(record, _NoEvent):
         return "unexpected_record", f"a {record.record_name} in a topic of {expected}"
     if not MIN_MS <= record.updated_at_ms <= MAX_MS:
         return "updated_at_out_of_range", f"updatedAt {record.updated_at_ms} ms is not within the years 1 to 9999"

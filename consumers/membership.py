@@ -113,18 +113,19 @@ class Membership:
         if self._failure is not None:
             raise self._failure
         self._identity.watch()
+        # A rebalance inside consume() may leave records of a partition that has gone, or that came back and is
+        # read again from its stored offset.
+        starts: dict[tuple[str, int], int] = {part: self.next_offsets[part] or 0 for part in self.sources}
         messages: list[Message] = []
         for message in fetched:
             error = message.error()
             if error is not None:
                 self._on_partition_error(message, error)
                 continue
-            # A rebalance inside consume() may leave records of a partition that has gone, or that came back and is
-            # read again from its stored offset.
-            part = TopicPart(message.topic(), message.partition())
-            if part not in self.sources:
+            start = starts.get((message.topic(), message.partition()))
+            if start is None:
                 continue
-            if message.offset() >= (self.next_offsets[part] or 0):
+            if message.offset() >= start:
                 messages.append(message)
             else:
                 self._tally.duplicates += 1

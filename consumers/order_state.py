@@ -84,9 +84,11 @@ def order_key(event: OrderEvent) -> StateKey:
 def fold(state: OrderState | None, received: Received[OrderEvent]) -> OrderState:
     """Return the state with one more delivery; the same object if it says nothing new."""
     event = received.event
-    state = state or _NO_STATE
+    if state is None:
+        state = _NO_STATE
+    at_ms = event.updated_at_ms
     fact = Fact(
-        event.updated_at_ms,
+        at_ms,
         event.status,
         Position(received.topic, received.partition, received.offset, event.received_at_ms),
     )
@@ -97,19 +99,20 @@ def fold(state: OrderState | None, received: Received[OrderEvent]) -> OrderState
         if (aside, truncated) == (state.set_aside, state.set_aside_truncated):
             return state
         return msgspec.structs.replace(state, set_aside=aside, set_aside_truncated=truncated)
-    facts = _with(state.facts, fact)
-    truncated = state.truncated or len(facts) > MAX_FACTS
-    facts = facts[:MAX_FACTS]
-    external_id = state.external_id
-    if event.order_external_id is not None:
-        carried = ExternalId(event.updated_at_ms, event.order_external_id)
-        external_id = carried if external_id is None else max(external_id, carried)
-    if (facts, truncated, external_id) == (state.facts, state.truncated, state.external_id):
+    kept, truncated, carried = state.facts, state.truncated, state.external_id
+    # Most events are the newest of their order, and need not be compared with every fact.
+    facts = (fact, *kept) if not kept or kept[0].updated_at_ms < at_ms else _with(kept, fact)
+    if len(facts) > MAX_FACTS:
+        facts, truncated = facts[:MAX_FACTS], True
+    external_id = event.order_external_id
+    if external_id is not None and (carried is None or (carried.updated_at_ms, carried.value) < (at_ms, external_id)):
+        carried = ExternalId(at_ms, external_id)
+    elif truncated == state.truncated and (facts is kept or facts == kept):
         return state
     return OrderState(
         facts=facts,
         truncated=truncated,
-        external_id=external_id,
+        external_id=carried,
         set_aside=state.set_aside,
         set_aside_truncated=state.set_aside_truncated,
     )

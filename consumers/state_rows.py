@@ -4,8 +4,8 @@ SQL as text, for each database: through parameters of SQLAlchemy a row cost more
 (measured: 12 of 28 µs in SQLite, 30 of 39 µs in PostgreSQL). What a state is, and when it is written, is in store.py.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -18,12 +18,12 @@ NO_REVISION: Final = 0
 """Of a key that has no row."""
 
 
-class StateRow(NamedTuple):
-    """A state as it is stored: JSON, or tables.NONE_YET. Written with the revision that it is to have then."""
-
-    key: StateKey
-    state: str
-    revision: int
+Key = tuple[str, str]
+"""A StateKey, or what equals one: thousands of them are made and looked up for each batch."""
+Stored = dict[Key, tuple[str, int]]
+"""By key, the state as it is stored (JSON, or tables.NONE_YET) and its revision."""
+Changed = list[tuple[StateKey, str, int]]
+"""Key, the state to store, and the revision that it is to have then."""
 
 
 class Overtaken(Exception):
@@ -49,14 +49,16 @@ class SqliteRows:
             "ON CONFLICT (projection, generation, store, id) DO UPDATE SET revision = excluded.revision"
         )
 
-    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Iterator[StateRow]:  # noqa: ARG002
-        """Yield the rows of these keys, which are in their order. lock: they need none."""
+    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Stored:  # noqa: ARG002
+        """Return the rows of these keys, which are in their order. lock: they need none."""
+        stored: Stored = {}
         for store, ids in ids_by_store(keys):
             statement = self._load.format(",".join("?" * len(ids)))
-            for id_, state, revision in connection.exec_driver_sql(statement, (*self._scope, store, *ids)).all():
-                yield StateRow(StateKey(store, id_), state, revision)
+            rows = connection.exec_driver_sql(statement, (*self._scope, store, *ids))
+            stored.update({(store, id_): (state, revision) for id_, state, revision in rows.all()})
+        return stored
 
-    def save(self, connection: Connection, rows: Sequence[StateRow]) -> None:
+    def save(self, connection: Connection, rows: Changed) -> None:
         """Write them."""
         scope = self._scope
         connection.exec_driver_sql(
@@ -109,23 +111,23 @@ class PostgresRows:
             "ON CONFLICT (projection, generation, store, id) DO UPDATE SET revision = excluded.revision"
         )
 
-    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Iterator[StateRow]:
-        """Yield the rows of these keys, which are in their order; with lock, a row of every key."""
+    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Stored:
+        """Return the rows of these keys, which are in their order; with lock, a row of every key."""
         parameters = {**self._scope, **_keys(keys)}
         if lock:
             connection.exec_driver_sql(
                 self._make, {**parameters, "none_yet": tables.NONE_YET, "no_revision": NO_REVISION}
             )
-        for store, id_, state, revision in connection.exec_driver_sql(self._lock if lock else self._load, parameters):
-            yield StateRow(StateKey(store, id_), state, revision)
+        rows = connection.exec_driver_sql(self._lock if lock else self._load, parameters)
+        return {(store, id_): (state, revision) for store, id_, state, revision in rows}
 
-    def save(self, connection: Connection, rows: Sequence[StateRow]) -> None:
+    def save(self, connection: Connection, rows: Changed) -> None:
         """Write them. Raises Overtaken."""
         parameters = {
             **self._scope,
-            **_keys([row.key for row in rows]),
-            "states": text_array([row.state for row in rows]),
-            "revisions": _numbers(row.revision for row in rows),
+            **_keys([key for key, _, _ in rows]),
+            "states": text_array([state for _, state, _ in rows]),
+            "revisions": _numbers(revision for _, _, revision in rows),
         }
         if connection.exec_driver_sql(self._save, parameters).rowcount != len(rows):
             raise Overtaken

@@ -30,10 +30,11 @@ from kinguin_streams.consumers.outbox import OutboxWriter
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
-from kinguin_streams.consumers.state_rows import NO_REVISION, Overtaken, StateRow, StateRows, state_rows
+from kinguin_streams.consumers.state_rows import NO_REVISION, Changed, Overtaken, StateRows, state_rows
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 KEYS_AT_ONCE: Final = 5_000
+_NO_ROW: Final = (tables.NONE_YET, NO_REVISION)
 
 
 class PartitionSource(NamedTuple):
@@ -226,16 +227,15 @@ class _FoldWriter:
         lock: bool,
     ) -> None:
         fold, decode, encode = self._fold, self._decode, self._encode
-        stored = {row[0]: row for row in self._rows.load(connection, keys, lock=lock)}
-        changed: list[StateRow] = []
+        stored = self._rows.load(connection, keys, lock=lock)
+        changed: Changed = []
         for key in keys:
-            row = stored.get(key)
-            revision = NO_REVISION if row is None else row[2]
-            before = state = None if row is None or row[1] == tables.NONE_YET else decode(row[1])
+            text, revision = stored.get(key, _NO_ROW)
+            before = state = None if text == tables.NONE_YET else decode(text)
             for received in by_key[key]:
                 state = fold(state, received)
             if state is not before:
-                changed.append(StateRow(key, encode(state).decode(), revision + 1))
+                changed.append((key, encode(state).decode(), revision + 1))
                 queued.append((key, revision + 1))
         if changed:
             self._rows.save(connection, changed)

@@ -107,6 +107,8 @@ class Decoder:
     def __init__(self, ids: SchemaIds | None = None, catalogue: SchemaCatalogue | None = None) -> None:
         self._ids = ids
         self._catalogue = catalogue or shipped()
+        self._layouts: dict[bytes, _Layout] = {}
+        """By single-object header. What a header means never changes, so it is explained once."""
 
     def decode(self, value: bytes | None) -> Record:
         """Return the record.
@@ -116,8 +118,15 @@ class Decoder:
         """
         if value is None:
             raise UndecodableRecord("no_value", "the record has no value")
-        schema, at = self._explain(value)
-        layout = _layout(schema)
+        layout = self._layouts.get(value[:SINGLE_OBJECT_HEADER_BYTES])
+        if layout is None:
+            schema, at = self._explain(value)
+            layout = _layout(schema)
+            if at == SINGLE_OBJECT_HEADER_BYTES:
+                self._layouts[value[:at]] = layout
+        else:
+            at = SINGLE_OBJECT_HEADER_BYTES
+        schema = layout.schema
         fields: dict[str, Any] = {}
         try:
             for name, read in layout.readers:
@@ -160,6 +169,7 @@ class Decoder:
 class _Layout:
     """How a version lies on the wire: its fields in their order, by the name they have in Python."""
 
+    schema: SchemaVersion
     record: type[Record]
     readers: tuple[tuple[str, binary.Read], ...]
     writers: tuple[tuple[str, binary.Write], ...]
@@ -169,6 +179,7 @@ class _Layout:
 def _layout(schema: SchemaVersion) -> _Layout:
     fields = [(attribute_name(field), binary.coding(field["type"])) for field in json.loads(schema.text)["fields"]]
     return _Layout(
+        schema=schema,
         record=_RECORDS[schema.record],
         readers=tuple((name, coding.read) for name, coding in fields),
         writers=tuple((name, coding.write) for name, coding in fields),
