@@ -56,7 +56,7 @@ class ConsumerSettings(BaseModel):
         description="with an admin port: how long a consumer that cannot go on waits before it exits, so that the reason is "
         "scraped. It has left its group by then",
     )
-    batch_records: int = Field(default=10_000, ge=1, le=100_000, description="most records in one database transaction")
+    batch_records: int = Field(default=50_000, ge=1, le=100_000, description="most records in one database transaction")
     batch_wait_s: float = Field(
         default=0.2, gt=0, le=10, description="longest wait for a batch to fill up; the delay of a quiet topic"
     )
