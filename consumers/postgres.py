@@ -1,8 +1,8 @@
 """State in PostgreSQL: many processes of one group, on many machines.
 
-READ COMMITTED with row locks: a writer takes its offsets' rows first, so that one which has lost its partition finds another
-offset there; then the rows of its states, in the order of their keys, so that two writers never wait for each other in a
-circle. A reader sees one instant (REPEATABLE READ).
+READ COMMITTED: a writer takes its offsets' rows first, so that one which has lost its partition finds another offset there;
+then it writes the rows of its states, in the order of their keys, so that two writers never wait for each other in a
+circle, and only where they are what it has read (state_rows.py). A reader sees one instant (REPEATABLE READ).
 """
 
 import re

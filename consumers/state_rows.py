@@ -1,7 +1,8 @@
 """The rows of projection_state and projection_outbox as a fold reads and writes them, thousands in one transaction.
 
-SQL as text, for each database: through parameters of SQLAlchemy a row cost more than the database's own work on it
-(measured: 12 of 28 µs in SQLite, 30 of 39 µs in PostgreSQL). What a state is, and when it is written, is in store.py.
+SQL as text, for each database, and parameters as its driver takes them: measured in PostgreSQL, loading, folding and writing
+took 39 µs of CPU a record through SQLAlchemy's parameters and psycopg's lists, and takes 17. What a state is, and when it is
+written, is in store.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -74,8 +75,8 @@ class SqliteRows:
 class PostgresRows:
     """Other processes write at the same time, each for partitions of its own; two topics of one key may have two owners.
 
-    Rows are read without a lock and written only where they still have the revision that was read: a lock for each row
-    costs as much as writing it, and nearly always nobody else wants it. Who has been overtaken asks for the locks. A row
+    Rows are read without a lock and written only where they still have the revision that was read: a lock is
+    one more write for each row, and nearly always nobody else wants it. Who has been overtaken asks for the locks. A row
     that is not there cannot be locked, so it is made first. Rows are written and locked in the order of their keys, and
     those of the outbox after all of them, so that nobody waits in a circle: the statements take them in the order of the
     arrays, whatever the planner chooses.
