@@ -45,13 +45,6 @@ def broker() -> Iterator[LocalBroker]:
 
 
 @contextmanager
-def kafka() -> Iterator[str]:
-    """Yield the bootstrap servers of such a Kafka."""
-    with broker() as started:
-        yield started.bootstrap_servers
-
-
-@contextmanager
 def process(command: Sequence[str], environment: dict[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command until the block ends, in a session of its own, whose CPU time can be told from others'."""
     child = subprocess.Popen(
@@ -64,7 +57,7 @@ def process(command: Sequence[str], environment: dict[str, str] | None = None) -
         child.wait(timeout=30)
 
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s_of_sessions(sessions: Iterable[int]) -> float:
@@ -75,13 +68,13 @@ def cpu_s_of_sessions(sessions: Iterable[int]) -> float:
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[3]) in wanted:
                 ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS_PER_S
+    return ticks / TICKS_PER_S
 
 
 def cpu_s_of_machine() -> float:
     """Return the CPU time that anything has used so far."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / _TICKS_PER_S
+    return (sum(fields) - fields[3] - fields[4]) / TICKS_PER_S
 
 
 def wait_for(url: str, timeout_s: float = 30) -> None:
