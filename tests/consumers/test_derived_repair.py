@@ -188,7 +188,7 @@ def test_a_product_is_mended_too(settings: StateSettings, products: StateStore) 
     tell_all(one)
     [kept] = log.kept
     state = Decoder().decode(kept.value() or b"")
-    log.send(outgoing(msgspec.structs.replace(state, revision=30), topics(), Encoder()))  # type: ignore[type-var, arg-type]
+    log.send(outgoing(msgspec.structs.replace(state, revision=30), topics(), Encoder()))
     [difference] = derived.compare(states(products, PRODUCT_CHANGES), frozenset(), derived.newest(log.kept, Decoder()))  # type: ignore[arg-type]
     assert difference.code == "newer"
     assert derived.repair(PRODUCT_CHANGES, settings, [difference]) == ()

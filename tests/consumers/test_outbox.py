@@ -21,7 +21,7 @@ from kinguin_streams.consumers.relay import Relay
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import StateStore
 from kinguin_streams.consumers.tables import REVISIONS
-from kinguin_streams.consumers.testing.driver import ManualClock
+from kinguin_streams.consumers.testing.processes import ManualClock
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import Derived, OrderStateRecord, ProductStateRecord, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord, OutgoingTombstone
