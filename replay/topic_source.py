@@ -105,7 +105,7 @@ class TopicSource:
                 self._close_finished(consumer, messages, ends, open_parts)
             heard_s = time.monotonic()  # after whoever took the records has had its time with them
             for message in told:
-                self._heed(consumer, message, ends, open_parts)
+                self._heed(consumer, message, positions, ends, open_parts)
 
     def _close_finished(
         self,
@@ -125,6 +125,7 @@ class TopicSource:
         self,
         consumer: Consumer,
         message: Message,
+        positions: Positions,
         ends: Mapping[str, Mapping[int, int]],
         open_parts: set[tuple[str, int]],
     ) -> None:
@@ -137,12 +138,16 @@ class TopicSource:
             if int(message.offset() or 0) >= ends[key[0]][key[1]]:
                 open_parts.discard(key)
         elif error.code() in _MOVED_ON:
-            wanted = int(message.offset() or 0)
+            # The client's own position, since the error names the offset that it wanted to fetch, which may be far ahead.
+            (asked,) = consumer.position([TopicPartition(*key)])
+            wanted = asked.offset if asked.offset >= 0 else positions[key]
             position = self._still_there(consumer, key, wanted)
             if position >= ends[key[0]][key[1]]:
                 open_parts.discard(key)
             else:
-                consumer.seek(TopicPartition(*key, position))
+                # With auto.offset.reset=error the partition has stopped for good, and a seek is refused.
+                consumer.incremental_unassign([TopicPartition(*key)])
+                consumer.incremental_assign([TopicPartition(*key, position)])
         elif not error.retriable():
             raise _refused(key, int(message.offset() or 0), error)
 

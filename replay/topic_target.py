@@ -39,6 +39,7 @@ _TRACE_AND_HOPS = frozenset(
     }
 )
 _ANY_PARTITION = -1  # the producer's own choice: murmur2 of the key, as every publisher of ours
+_new: Any = tuple.__new__  # what Record's own __new__ does, without the call
 _FIRST, _HEADERS = itemgetter(0), itemgetter(6)
 _MOST_NAMES = 10_000
 _SETTLE_S = 1.0
@@ -217,18 +218,11 @@ class TopicTarget:
         added = 2 if self._timestamp == "keep" else 3
         ours = (REPLAY_ID, self._id)
         for batch in self._read(self._start, list_ends(self._admin, self._topic, self._partitions)):
-            found = [
-                record._replace(headers=record.headers[:-added])
-                for record in batch
-                if len(record.headers) >= added and record.headers[-added] == ours
-            ]
-            if self._timestamp == "now":
-                times = [record.headers[-1][1] for record in batch if record.headers[-added:][:1] == (ours,)]
-                found = [
-                    record._replace(timestamp_ms=int(stamp) if stamp else None)
-                    for record, stamp in zip(found, times, strict=True)
-                ]
-            yield found
+            mine = [record for record in batch if record[6][-added:][:1] == (ours,)]
+            if self._timestamp == "keep":
+                yield [_new(Record, (*record[:6], record[6][:-added])) for record in mine]
+            else:
+                yield [_as_before(record, added) for record in mine]
 
     def _ours(self, start: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Record]:
         for batch in self._read(start, ends):
@@ -341,6 +335,12 @@ def warnings(facts: TopicFacts, sources: Sequence[TopicFacts]) -> list[str]:
 def _is_carried(name: str) -> bool:
     lower = name.lower()
     return lower not in _TRACE_AND_HOPS and not lower.startswith(REPLAY_PREFIX)
+
+
+def _as_before(record: Record, added: int) -> Record:
+    """Return a record that was written with the time of then, with its own time."""
+    stamp = record.headers[-1][1]
+    return record._replace(timestamp_ms=int(stamp) if stamp else None, headers=record.headers[:-added])
 
 
 def _header(record: Record, wanted: str) -> bytes:
