@@ -59,6 +59,7 @@ read_long = _LONG.read
 
 _LENGTHS = tuple(map(write_long, range(8_192)))
 _NAMES_KEPT = 1_000
+_SOME, _END = b"\x02", b"\x00"  # the branch of a union that is not null; the end of an array
 
 
 class RecordEncoder:
@@ -71,44 +72,31 @@ class RecordEncoder:
     def encode(self, records: Sequence[Record]) -> bytes:
         """Return the records' bytes, one behind the other. Raises ValueError for a number that no 64 bits hold."""
         parts: list[bytes] = []
-        add = parts.append
-        place, lengths, most, names = self._place, _LENGTHS, len(_LENGTHS), self._names
-        write_instant = _INSTANT.write
-        for _topic, _partition, offset, timestamp_ms, key, value, headers in records:
-            add(place)
-            add(write_long(offset))
-            add(b"\x00" if timestamp_ms is None else b"\x02" + write_instant(timestamp_ms))
-            if key is None:
-                add(b"\x00")
-            else:
-                length = len(key)
-                add(b"\x02" + (lengths[length] if length < most else write_long(length)))
-                add(key)
-            if value is None:
-                add(b"\x00")
-            else:
-                length = len(value)
-                add(b"\x02" + (lengths[length] if length < most else write_long(length)))
-                add(value)
-            if headers:
-                add(write_long(len(headers)))
-                for name, content in headers:
-                    add(names[name] if name in names else self._name(name))
-                    if content is None:
-                        add(b"\x00")
-                    else:
-                        length = len(content)
-                        add(b"\x02")
-                        add(lengths[length] if length < most else write_long(length))
-                        add(content)
-            add(b"\x00")
+        place, lengths, names, write_instant = self._place, _LENGTHS, self._names, _INSTANT.write
+        for record in records:
+            _topic, _partition, offset, timestamp_ms, key, value, headers = record
+            begin = len(parts)
+            # Of most records nothing is null, long or new. What is shows by an error, and is written by the schema.
+            try:
+                parts += (
+                    *(place, write_long(offset), _SOME, write_instant(timestamp_ms)),
+                    *(_SOME, lengths[len(key)], key, _SOME, lengths[len(value)], value),  # type: ignore[arg-type]
+                )
+                if headers:
+                    parts.append(lengths[len(headers)])
+                    for name, content in headers:
+                        parts += (names[name], lengths[len(content)], content)  # type: ignore[arg-type]
+                parts.append(_END)
+            except (TypeError, KeyError, IndexError):
+                del parts[begin:]
+                parts.append(_RECORD.write(record))
+                self._learn(record)
         return b"".join(parts)
 
-    def _name(self, name: str) -> bytes:
-        written = _STRING.write(name)
-        if len(self._names) < _NAMES_KEPT:
-            self._names[name] = written
-        return written
+    def _learn(self, record: Record) -> None:
+        for name, _content in record.headers:
+            if name not in self._names and len(self._names) < _NAMES_KEPT:
+                self._names[name] = _STRING.write(name) + _SOME
 
 
 def decode(data: bytes, count: int) -> list[Record]:
