@@ -1,17 +1,19 @@
 """`kinguin-streams replay rebuild`: a projection's state made anew beside the live one, and swapped in."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kinguin_streams.cli.options import Json
-from kinguin_streams.cli.replay_options import Execute
+from kinguin_streams.cli.replay_options import Execute, Source
 
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.consumers.projection import Projection
+    from kinguin_streams.replay.file_source import SourceFile
     from kinguin_streams.replay.plan import Window
-    from kinguin_streams.replay.rebuild import Outcome, Rebuild
+    from kinguin_streams.replay.rebuild import Files, Outcome, Rebuild
+    from kinguin_streams.replay.run import Watch
     from kinguin_streams.replay.survey import Survey
 
 EXAMPLES = 20
@@ -25,6 +27,7 @@ def rebuild(
         ),
     ],
     *,
+    source: Source = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="build, show which keys differ from the live state, and do not swap yet")
     ] = False,
@@ -48,12 +51,17 @@ def rebuild(
     old state, until the new one has come as far; then it is swapped in, in one transaction. From then on the old consumer is
     refused and stops: start it with the version of the fold that made the new state. The derived topic is told what differs.
 
+    With --source, files that `replay file` has written are read before the topics: what retention has deleted since.
+
     Without --execute it shows what would be read. Ctrl-C, a crash or kill -9 lose nothing: run it again and it goes on.
 
     Example: kinguin-streams replay rebuild order-state --compare --execute
     """
+    from pathlib import Path
+
     from kinguin_streams.cli import consumer_named, output, replay_parts, replay_running
     from kinguin_streams.cli.settings import load
+    from kinguin_streams.replay import file_source
     from kinguin_streams.replay.windows import refuse_gaps
     from kinguin_streams.telemetry.logs import configure
 
@@ -63,13 +71,21 @@ def rebuild(
     asking = replay_parts.survey(settings)
     try:
         windows = _windows(settings, asking, projection)
+        files = file_source.find(map(Path, source)) if source else []
         if not execute:
-            _show_plan(projection, windows, as_json=as_json)
+            _show_plan(projection, windows, files, as_json=as_json)
             return
         if not allow_gaps:
-            refuse_gaps(windows)
+            refuse_gaps(windows, file_source.partition_facts(files))
         with replay_running.asked_to_stop() as stop, output.progress("rebuild") as update:
-            run = _rebuild(settings, asking, projection, replay_running.watch(settings, update, stop))
+            run = _rebuild(
+                settings,
+                asking,
+                projection,
+                _files(files) if files else None,
+                allow_gaps=allow_gaps,
+                watch=replay_running.watch(settings, update, stop),
+            )
             outcome = run.run(compare=EXAMPLES if compare else None, anew=anew)
     finally:
         asking.close()
@@ -93,7 +109,34 @@ def _windows(settings: "Settings", asking: "Survey", projection: "Projection") -
     return windows(asking.partitions(names, ()), parse_bounds((), 0, EARLIEST), parse_bounds((), 0, LATEST))
 
 
-def _rebuild(settings: "Settings", asking: "Survey", projection: "Projection", watch: Any) -> "Rebuild":
+def _files(files: "list[SourceFile]") -> "Files":
+    import hashlib
+
+    import msgspec
+
+    from kinguin_streams.consumers.batch import TopicPart
+    from kinguin_streams.replay import file_source
+    from kinguin_streams.replay.rebuild import Files
+    from kinguin_streams.replay.windows import EARLIEST, LATEST, parse_bounds, windows
+
+    facts = file_source.partition_facts(files)
+    whole = windows(facts, parse_bounds((), 0, EARLIEST), parse_bounds((), 0, LATEST))
+    return Files(
+        hashlib.sha256(msgspec.json.encode(file_source.identity(files), order="sorted")).hexdigest()[:32],
+        tuple(TopicPart(each.topic, each.partition) for each in facts),
+        file_source.FileSource(files, whole),
+    )
+
+
+def _rebuild(
+    settings: "Settings",
+    asking: "Survey",
+    projection: "Projection",
+    files: "Files | None",
+    *,
+    allow_gaps: bool,
+    watch: "Watch",
+) -> "Rebuild":
     from kinguin_streams.cli import replay_parts, wiring
     from kinguin_streams.cluster.connection import admin_config
     from kinguin_streams.consumers.source_identity import SourceIdentity
@@ -113,12 +156,16 @@ def _rebuild(settings: "Settings", asking: "Survey", projection: "Projection", w
         identity=identity.ask,
         windows=lambda: _windows(settings, asking, projection),
         source=lambda windows: replay_parts.topic_source(settings, windows),
+        files=files,
+        allow_gaps=allow_gaps,
         batch_records=settings.consumer.batch_records,
         watch=watch,
     )
 
 
-def _show_plan(projection: "Projection", windows: "tuple[Window, ...]", *, as_json: bool) -> None:
+def _show_plan(
+    projection: "Projection", windows: "tuple[Window, ...]", files: "list[SourceFile]", *, as_json: bool
+) -> None:
     from kinguin_streams.cli import output
     from kinguin_streams.replay import plan as plans
     from kinguin_streams.replay.windows import warnings
@@ -132,6 +179,7 @@ def _show_plan(projection: "Projection", windows: "tuple[Window, ...]", *, as_js
                 "executed": False,
                 "records_at_most": records,
                 "gone": sum(window.gone for window in windows),
+                "source_files": [str(file.path) for file in files],
                 "windows": plans.windows_as_json(windows),
             }
         )
@@ -140,6 +188,10 @@ def _show_plan(projection: "Projection", windows: "tuple[Window, ...]", *, as_js
             f"rebuild {projection.name} by version {projection.version} of its fold: at most {records:,} records, "
             f"about {plans.duration(plans.estimated_duration_s(records, 0, plans.PaceLimit()))}"
         )
+        if files:
+            output.result(
+                f"first {sum(file.next_offset - file.name.first_offset for file in files):,} records of {len(files)} files"
+            )
         output.result_table(plans.WINDOW_COLUMNS, plans.window_rows(windows))
     for warning in warnings(windows):
         output.talk(f"warning: {warning}")

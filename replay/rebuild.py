@@ -6,7 +6,7 @@ needs no receipt. Files come first, then topics up to where the live state is; t
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -38,15 +38,12 @@ Identity = tuple[str, Mapping[str, str]]
 """The cluster's id, and the ids of the topics by name."""
 
 
-class Files(msgspec.Struct, frozen=True, kw_only=True):
-    """Records that are read before the topics. id: the same only for the same files, in the same order.
-
-    partitions: their partitions' numbers. read: yields them, each partition in its order.
-    """
+class Files(NamedTuple):
+    """What is read before the topics. id: the same only for the same files. parts: the partitions that they are of."""
 
     id: str
-    partitions: tuple[int, ...]
-    read: Callable[[], Batches]
+    parts: tuple[TopicPart, ...]
+    source: Source
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,10 +79,14 @@ class Rebuild:
         windows: Callable[[], Sequence[Window]],
         source: Callable[[Sequence[Window]], Source],
         files: Files | None = None,
+        allow_gaps: bool = False,
         batch_records: int = 10_000,
         watch: Watch | None = None,
     ) -> None:
-        """expected: topic to what it holds. windows: all of each topic, up to where it ends now."""
+        """expected: topic to what it holds. windows: all of each topic, up to where it ends now.
+
+        allow_gaps: go on where a file is damaged, without what it has lost.
+        """
         self._projection = projection
         self._state = state
         self._decoder = decoder
@@ -94,6 +95,7 @@ class Rebuild:
         self._windows = windows
         self._source = source
         self._files = files
+        self._allow_gaps = allow_gaps
         self._batch_records = batch_records
         self._watch = watch or Watch()
         self._applied = self._unreadable = self._gaps = 0
@@ -203,28 +205,27 @@ class Rebuild:
             return
         files = self._files
         try:
-            stored = store.offsets(FILES, dict.fromkeys(self._expected, files.id))
+            stored = store.offsets(FILES, {part.topic: files.id for part in files.parts})
         except OperatorError as error:
             raise OperatorError(
                 "files_changed",
                 f"The rebuild of {self._projection.name} that was begun has read other files.",
-                "Name the same files in the same order, or begin anew with --anew.",
+                "Name the same files, or begin anew with --anew.",
             ) from error
-        sources = {
-            TopicPart(topic, partition): PartitionSource(FILES, files.id, topic, partition)
-            for topic in self._expected
-            for partition in files.partitions
-        }
-
-        def unread() -> Iterator[Sequence[Record]]:
-            for batch in files.read():
-                yield [
-                    record
-                    for record in batch
-                    if record.offset >= stored.get(sources[TopicPart(record.topic, record.partition)], 0)
-                ]
-
-        self._take(store, unread(), sources, stored, 0)
+        sources = {part: PartitionSource(FILES, files.id, *part) for part in files.parts}
+        start = {(source.topic, source.partition): offset for source, offset in stored.items()}
+        try:
+            self._take(store, files.source.read(start), sources, stored, 0)
+        finally:
+            files.source.close()
+        if (gaps := files.source.gaps) and not self._allow_gaps:
+            raise OperatorError(
+                "files_damaged",
+                f"A file has lost offsets {gaps[0].start:,} to {gaps[0].end - 1:,} of {gaps[0].topic}/{gaps[0].partition}"
+                f" ({gaps[0].why}); {len(gaps)} in all. What is good of them has been read.",
+                "Restore the file and rebuild --anew, or go on without them with --allow-gaps.",
+            )
+        self._gaps += sum(gap.end - gap.start for gap in gaps)
 
     def _take(
         self,

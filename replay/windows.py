@@ -160,12 +160,19 @@ def warnings(made: Sequence[Window]) -> list[str]:
     return said
 
 
-def refuse_gaps(made: Sequence[Window]) -> None:
-    """Raise OperatorError("history_gone") if retention has taken something of the windows."""
-    if said := warnings(made):
+def refuse_gaps(made: Sequence[Window], elsewhere: Sequence[PartitionFacts] = ()) -> None:
+    """Raise OperatorError("history_gone") if retention has taken something of the windows that is not elsewhere either."""
+    there = {(facts.topic, facts.partition): facts for facts in elsewhere}
+    lost = []
+    for window in made:
+        facts = there.get((window.topic, window.partition))
+        first_gone = window.earliest - window.gone
+        if facts is None or facts.earliest > first_gone or facts.latest < window.earliest:
+            lost.append(window)
+    if said := warnings(lost):
         raise OperatorError(
             "history_gone",
             f"What would be made anew would lack records: {said[0]}"
             + (f" ({len(said)} partitions)" if said[1:] else ""),
-            "Go on without them with --allow-gaps.",
+            "Read them from files with --source, or go on without them with --allow-gaps.",
         )

@@ -232,6 +232,36 @@ def test_history_that_retention_has_deleted_is_reported_and_not_lost_by_mistake(
     assert len(stored(state)) == 30
 
 
+def test_what_retention_has_deleted_is_read_from_files_first(
+    kafka: KafkaCluster, topic_prefix: str, state: StateSettings, tmp_path: Path
+) -> None:
+    streams = Streams(kafka.bootstrap_servers, topic_prefix, partitions=2).make()
+    streams.write(*(order_status("processing", 0, order_id=f"O{number}") for number in range(60)))
+    settings = settings_of(streams, state, REPLAY__RECEIPTS=tmp_path / "receipts")
+    files, topic = tmp_path / "files", streams.name("order.status")
+    exported = run(settings, "replay", "file", str(files), topic, "--execute")
+    assert exported.returncode == 0, exported.stderr
+    streams.write(*(order_status("completed", 1, order_id=f"O{number}") for number in range(60)))
+    with running_loop(streams, tmp_path, state=state) as loop:
+        loop.catch_up(streams.ends("order.status"))
+    before = stored(state)
+    for partition in range(2):
+        streams.delete_records("order.status", partition, 10)
+
+    command = ("replay", "rebuild", "order-state", "--source", str(files))
+    compared = run(settings, *command, "--compare", "--execute", "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout)["differing"] == 0
+    other = tmp_path / "other"
+    assert run(settings, "replay", "file", str(other), topic, "--execute").returncode == 0
+    refused = run(settings, *command[:-1], str(other), "--allow-gaps", "--execute")
+    assert "--anew" in refused.stderr
+    done = run(settings, *command, "--execute", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["swapped"]["vanished"] == 0
+    assert stored(state) == before
+
+
 def test_an_app_has_no_state_to_rebuild(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from kinguin_streams.consumers.app import App\n"
