@@ -101,6 +101,7 @@ class TopicTarget:
         reader: dict[str, Any],
         same_partition: frozenset[str] = frozenset(),
         timestamp: Timestamp = "keep",
+        check: Callable[[Sequence[Record]], None] | None = None,
         batch_records: int = 500,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -108,8 +109,10 @@ class TopicTarget:
 
         producer, admin: from cluster.connection; reader: from topic_source.source_config(…, committed=False), since open
         transactions of others must not hide our records. timestamp: "now" writes the time of writing, and keeps the old
-        one in `replay-timestamp`.
+        one in `replay-timestamp`. check: raises OperatorError for records that must not be written: a frames.FrameGuard
+        where the values come from elsewhere.
         """
+        self._check_records = check
         self._topic, self._partitions = topic, partitions
         self._id = replay_id.encode()
         self._same_partition = same_partition
@@ -171,6 +174,8 @@ class TopicTarget:
         Raises OperatorError: "not_delivered", "no_timestamp" for a record whose time cannot be kept: it has none, or one
         that Kafka's client takes for "now".
         """
+        if self._check_records is not None:
+            self._check_records(records)
         produce, target, replay_id = self._producer.produce, self._topic, (REPLAY_ID, self._id)
         keep, same_partition = self._timestamp == "keep", self._same_partition
         for topic, partition, offset, timestamp_ms, key, value, headers in records:
