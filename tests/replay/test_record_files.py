@@ -1,6 +1,7 @@
 """Files of records hold what was written, to the byte, and survive whoever writes them."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from kinguin_streams.replay.container_files import ContainerWriter
 from kinguin_streams.replay.file_names import FileName, parse
 from kinguin_streams.replay.json_lines import JsonLinesWriter
 from kinguin_streams.replay.record import Record
-from kinguin_streams.replay.record_coding import SCHEMA, RecordEncoder
+from kinguin_streams.replay.record_coding import SCHEMA, RecordEncoder, decode
 from kinguin_streams.replay.record_files import read_records
 from kinguin_streams.replay.rolled_writer import FileMark, RolledWriter
 from kinguin_streams.schemas.binary import coding
@@ -37,6 +38,37 @@ def test_what_is_read_is_what_was_written_to_the_byte(kind: type[RolledWriter], 
 @given(records=partitions())
 def test_the_fast_encoding_is_the_one_of_the_schema(records: list[Record]) -> None:
     assert RecordEncoder(TOPIC, PARTITION).encode(records) == b"".join(map(coding(SCHEMA).write, records))
+
+
+@settings(deadline=None, max_examples=200)
+@given(records=partitions(), position=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_the_fast_decoding_takes_and_refuses_what_the_schemas_own_does(
+    records: list[Record], position: float, byte: int
+) -> None:
+    data = bytearray(b"".join(map(coding(SCHEMA).write, records)))
+    assert decode(bytes(data), len(records)) == records
+    if data:
+        data[int(position * len(data))] = byte
+    found = [outcome(read, bytes(data), len(records)) for read in (decode, decode_by_schema)]
+    assert found[0] == found[1]
+
+
+def decode_by_schema(data: bytes, count: int) -> list[Record]:
+    records, at = [], 0
+    for _ in range(count):
+        values, at = coding(SCHEMA).read(data, at)
+        records.append(Record(*values))
+    if at != len(data):
+        raise ValueError
+    return records
+
+
+def outcome(read: Callable[[bytes, int], list[Record]], data: bytes, count: int) -> list[Record] | None:
+    """Return the records, None if they are refused."""
+    try:
+        return read(data, count)
+    except (ValueError, IndexError):
+        return None
 
 
 @both_formats
