@@ -262,7 +262,7 @@ def test_row_55_odd_keys_reach_no_compacted_topic_and_compaction_leaves_what_the
         with topic_reader(streams) as made:
             return list(made.read({}, made.end_offsets([streams.name("order.state")])))
 
-    with relaying(streams, settings), running_loop(streams, tmp_path, state=settings) as running:
+    with running_loop(streams, tmp_path, state=settings) as running, relaying(streams, settings):
         for round_ in range(5):
             streams.write(*(order_status(f"s{round_}", round_, order_id=f"O{number}") for number in range(20)))
             running.catch_up(streams.ends("order.status"))
@@ -272,13 +272,19 @@ def test_row_55_odd_keys_reach_no_compacted_topic_and_compaction_leaves_what_the
         before = len(held())
         assert before > len(keys)
 
+        probes = [f"O{number}" for number in range(6)]
+
         def is_compacted() -> bool:
-            # A record more closes a segment; only closed ones are compacted.
-            streams.write(order_status("completed", time.monotonic() % 1_000, order_id="O0"))
+            # A record more in each partition closes its segment; only closed ones are compacted.
+            streams.write(*(order_status("completed", time.monotonic() % 1_000, order_id=name) for name in probes))
             running.catch_up(streams.ends("order.status"))
             time.sleep(0.6)
             counted = Counter(message.key() for message in held())
-            return all(number == 1 for key, number in counted.items() if key != b"default:O0")
+            return all(
+                number == 1
+                for key, number in counted.items()
+                if key.decode() not in {f"default:{name}" for name in probes}
+            )
 
         wait_until(is_compacted, "the cleaner to have gone over all closed segments", 90)
         wait_until(lambda: verified(streams, settings).waiting == 0, "all told")

@@ -13,6 +13,7 @@ import pytest
 
 from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.order_state import rank
+from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.schemas.instants import to_rfc3339
 from tests.conftest import KafkaCluster
 from tests.consumers.databases import state_settings
@@ -52,11 +53,11 @@ def start(environment: dict[str, str], log: Path, name: str = "order-state") -> 
     ("events", "kills"),
     [
         pytest.param(4_000, 2, id="everyday"),
-        pytest.param(50_000, 10, id="long", marks=[pytest.mark.faults, pytest.mark.timeout(900)]),
+        pytest.param(50_000, 20, id="long", marks=[pytest.mark.faults, pytest.mark.timeout(900)]),
     ],
 )
 def test_rows_47_and_50_kill_9_at_random_moments_loses_nothing_and_counts_nothing_twice(
-    kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, events: int, kills: int
+    *, kafka: KafkaCluster, topic_prefix: str, tmp_path: Path, settings: StateSettings, events: int, kills: int
 ) -> None:
     seed = random.randrange(2**32)
     dice = random.Random(seed)
@@ -75,9 +76,9 @@ def test_rows_47_and_50_kill_9_at_random_moments_loses_nothing_and_counts_nothin
         facts.setdefault(event.order_id, set()).add((event.updated_at_ms, event.status))
     streams.write(*sent)
     ends = streams.ends("order.status", "order.complete")
-    url = state_settings(tmp_path).url
+    url = settings.url
     log = tmp_path / "consumer.log"
-    env = environment(streams, tmp_path, CONSUMER__BATCH_RECORDS=50)
+    env = environment(streams, tmp_path, STATE__URL=url, CONSUMER__BATCH_RECORDS=50)
 
     def done() -> int:
         return sum(reader.stored_offsets(url, "order-state").values())

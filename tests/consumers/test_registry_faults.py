@@ -13,6 +13,7 @@ from kinguin_streams.cluster.registry_encoder import EncoderOnDemand
 from kinguin_streams.cluster.registry_plan import subject_of
 from kinguin_streams.cluster.settings import RegistrySettings
 from kinguin_streams.consumers import reader
+from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import Record, RecordName
 from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
@@ -60,7 +61,7 @@ def with_id(schema_id: int, *records: Record) -> list[bytes]:
 
 
 def test_row_44_of_10000_bad_records_the_broken_are_dead_lettered_and_unknown_ids_wait(
-    streams: Streams, registry: StandIn, tmp_path: Path
+    streams: Streams, registry: StandIn, tmp_path: Path, settings: StateSettings
 ) -> None:
     interval_s = 1.0
     ids = ids_of(registry, streams, ask_again_s=interval_s, ask_again_max_s=interval_s)
@@ -89,7 +90,9 @@ def test_row_44_of_10000_bad_records_the_broken_are_dead_lettered_and_unknown_id
     start_s = time.monotonic()
     decoder = Decoder(ids_of(registry, streams, ask_again_s=interval_s, ask_again_max_s=interval_s))
     topic, other = streams.name("order.status"), streams.name("order.complete")
-    with running_loop(streams, tmp_path, decoder=decoder, schema_retry_s=0.05, schema_retry_max_s=0.05) as running_:
+    with running_loop(
+        streams, tmp_path, state=settings, decoder=decoder, schema_retry_s=0.05, schema_retry_max_s=0.05
+    ) as running_:
         ends = streams.ends(*ORDER_TOPICS)
         done = {(topic, 0): ends[topic, 0]}
         wait_until(
@@ -123,13 +126,19 @@ def test_row_44_of_10000_bad_records_the_broken_are_dead_lettered_and_unknown_id
     ],
 )
 def test_row_45_while_the_registry_is_down_known_ids_go_on_and_unknown_ones_wait(
-    streams: Streams, registry: StandIn, tmp_path: Path, events: int, down_s: float
+    *, streams: Streams, registry: StandIn, tmp_path: Path, settings: StateSettings, events: int, down_s: float
 ) -> None:
     writer = Encoder(ids=ids_of(registry, streams))
     ids = ids_of(registry, streams, ask_again_s=0.2, ask_again_max_s=1.0)
     other = streams.name("order.complete")
     with running_loop(
-        streams, tmp_path, decoder=Decoder(ids), schema_retry_s=0.2, schema_retry_max_s=0.5, batch_wait_s=0.1
+        streams,
+        tmp_path,
+        state=settings,
+        decoder=Decoder(ids),
+        schema_retry_s=0.2,
+        schema_retry_max_s=0.5,
+        batch_wait_s=0.1,
     ) as running_:
         streams.write(order_status("pending", order_id="first"), encoder=writer)
         running_.catch_up(streams.ends("order.status"))
