@@ -34,7 +34,6 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     written: Tally = Tally()
     filtered: Tally = Tally()
     mark: Mark = {}
-    at: str = ""
 
     def offsets(self) -> dict[tuple[str, int], int]:
         """Return the positions by topic and partition."""

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,12 @@ class Bench:
         for future in admin.delete_records(asked).values():
             future.result(15)
 
-    def raw(self, topic: str, isolation: str = "read_committed") -> list[Raw]:
-        """Return all records, each partition in its order, read by a plain client."""
+    def raw(self, topic: str) -> list[Raw]:
+        """Return all records, each partition in its order."""
+        return sorted(self.each(topic), key=lambda record: record[0])  # stable: each partition stays in its order
+
+    def each(self, topic: str) -> Iterator[Raw]:
+        """Yield all records, read by a plain client; each partition in its order."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.bootstrap_servers,
@@ -85,15 +90,14 @@ class Bench:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
-                "isolation.level": isolation,
+                "isolation.level": "read_committed",
             },
             logger=CLIENT_LOGGER,
         )
         parts = consumer.list_topics(topic, timeout=10).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, 0) for number in parts])
-        found: list[Raw] = []
         open_parts = set(parts)
-        deadline_s = time.monotonic() + 120
+        deadline_s = time.monotonic() + 600
         while open_parts and time.monotonic() < deadline_s:
             for message in consumer.consume(1_000, 0.2):
                 error = message.error()
@@ -102,12 +106,9 @@ class Bench:
                     open_parts.discard(message.partition())
                     continue
                 headers: Any = message.headers() or ()
-                found.append(
-                    (message.partition() or 0, message.timestamp()[1], message.key(), message.value(), tuple(headers))
-                )
+                yield message.partition() or 0, message.timestamp()[1], message.key(), message.value(), tuple(headers)
         consumer.close()
         assert not open_parts
-        return sorted(found, key=lambda record: record[0])  # stable: each partition stays in its order
 
     @property
     def settings(self) -> dict[str, str]:
@@ -178,7 +179,16 @@ def without_replay(records: Sequence[Raw]) -> list[Raw]:
     ]
 
 
-def sources(records: Sequence[Raw]) -> Counter[bytes | None]:
+def digests(records: Iterable[Raw]) -> dict[int, str]:
+    """Return a digest of each partition's records in their order, without the headers that a copy has added."""
+    found: dict[int, Any] = {}
+    for record in records:
+        digest = found.setdefault(record[0], sha256())
+        digest.update(repr(without_replay((record,))).encode())
+    return {partition: digest.hexdigest() for partition, digest in found.items()}
+
+
+def sources(records: Iterable[Raw]) -> Counter[bytes | None]:
     """Return how often each source record is there."""
     return Counter(value for record in records for name, value in record[4] if name == "replay-source")
 

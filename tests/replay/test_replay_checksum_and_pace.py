@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kinguin_streams.replay.checksum import Tally, tally, without_replay_headers
+from kinguin_streams.replay.checksum import Tally, tally
 from kinguin_streams.replay.pace import Pace
 from kinguin_streams.replay.plan import PaceLimit
 from kinguin_streams.replay.record import Record
@@ -49,11 +49,6 @@ def test_two_of_one_are_not_none() -> None:
 def test_the_checksum_of_a_record_never_changes() -> None:
     """Receipts of other versions are compared with it."""
     assert tally([BASE]).checksum == "9d0296b8cea3d9ff945c56fc1193549c"
-
-
-def test_headers_of_the_copy_are_no_part_of_it() -> None:
-    copied = BASE._replace(headers=(*BASE.headers, ("replay-id", b"1"), ("replay-source", b"t/0/0")))
-    assert without_replay_headers(copied) == BASE
 
 
 def seconds_for(limit: PaceLimit, chunks: int, records: int, size_bytes: int) -> float:
