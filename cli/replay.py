@@ -6,6 +6,7 @@ from kinguin_streams.cli import (
     replay_consumer,
     replay_file,
     replay_group,
+    replay_import,
     replay_rebuild,
     replay_resume,
     replay_show,
@@ -21,6 +22,7 @@ app.command("topic", no_args_is_help=True)(replay_topic.topic)
 app.command("consumer", no_args_is_help=True)(replay_consumer.consumer)
 app.command("group", no_args_is_help=True)(replay_group.group)
 app.command("undo", no_args_is_help=True)(replay_group.undo)
+app.command("import", no_args_is_help=True)(replay_import.import_)
 app.command("rebuild", no_args_is_help=True)(replay_rebuild.rebuild)
 app.command("file", no_args_is_help=True)(replay_file.file)
 app.command("show", no_args_is_help=True)(replay_show.show)

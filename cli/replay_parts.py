@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
+    from kinguin_streams.cluster.publisher import KafkaPublisher
     from kinguin_streams.replay.filters import Filters
     from kinguin_streams.replay.plan import Plan, Selection, Window
     from kinguin_streams.replay.run import Source, Target
@@ -29,6 +30,19 @@ def group_config(settings: "Settings", group: str) -> dict[str, Any]:
     from kinguin_streams.cluster.connection import consumer_config as config
 
     return config(wiring.kafka(settings), group_id=group, client_id=_CLIENT_ID)
+
+
+def publisher(settings: "Settings") -> "KafkaPublisher":
+    """Return a connected publisher that waits for Kafka as a replay does; the caller closes it."""
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import producer_config
+    from kinguin_streams.cluster.publisher import KafkaPublisher
+
+    return KafkaPublisher(
+        producer_config(
+            wiring.kafka(settings), client_id=_CLIENT_ID, delivery_timeout_s=settings.replay.delivery_timeout_s
+        )
+    )
 
 
 def survey(settings: "Settings") -> "Survey":

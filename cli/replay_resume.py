@@ -10,12 +10,23 @@ def resume(name: Name, as_json: Json = False) -> None:
     Of a replay that is done, say so: exit 0. Exit codes are those of the command that began it. Refused while another
     process runs it, and when the topics are not those of the plan any more.
     """
-    from kinguin_streams.cli import replay_running
+    from kinguin_streams.cli import replay_import, replay_running
     from kinguin_streams.cli.settings import load
-    from kinguin_streams.replay import receipt
+    from kinguin_streams.replay import group_target, import_history, receipt
     from kinguin_streams.telemetry.logs import configure
+    from kinguin_streams.telemetry.operator_error import OperatorError
 
     settings = load()
     configure(settings.log.level, settings.log.format)
-    path = receipt.find(settings.replay.receipts, name)
-    replay_running.carry_on(settings, receipt.Receipt.open(path), as_json=as_json)
+    found = receipt.Receipt.open(receipt.find(settings.replay.receipts, name))
+    kind = found.contents().plan.destination.kind
+    if kind == import_history.KIND:
+        replay_import.carry_on(settings, found, as_json=as_json)
+    elif kind == group_target.KIND:
+        raise OperatorError(
+            "nothing_to_resume",
+            "A group is moved at once or not at all.",
+            "Look with `kinguin-streams replay show`, and move it again with `replay group`.",
+        )
+    else:
+        replay_running.carry_on(settings, found, as_json=as_json)

@@ -1,0 +1,119 @@
+"""`kinguin-streams replay import`: old webhooks, from logs or another system, into the topics."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kinguin_streams.cli import replay_options as options
+from kinguin_streams.cli.options import Json
+
+if TYPE_CHECKING:
+    from kinguin_streams.cli.settings import Settings
+    from kinguin_streams.replay.import_history import Contents
+    from kinguin_streams.replay.receipt import Receipt
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="lines of webhooks", show_default=False)],
+    *,
+    skip_faults: Annotated[
+        bool, typer.Option("--skip-faults", help="leave out lines that cannot be read, instead of refusing the file")
+    ] = False,
+    max_records_per_s: options.MaxRecordsPerS = None,
+    max_bytes_per_s: options.MaxBytesPerS = None,
+    execute: options.Execute = False,
+    as_json: Json = False,
+) -> None:
+    """Read old webhooks through today's validator, and publish what comes of them.
+
+    A line is {"store": "default", "event": "order.status", "body": "…"} with the request's body, to the byte, as text or as
+    "body_base64", and perhaps "received_at". Events get the id that they would have if they had just arrived; received now,
+    marked with the headers origin=import and origin-time. What is no valid webhook becomes a dead letter, as at the ingress.
+
+    Newer state is never overtaken: what counts is the sender's updatedAt.
+
+    Example: kinguin-streams replay import webhooks.jsonl --execute
+    """
+    import time
+
+    from uuid_utils.compat import uuid7
+
+    from kinguin_streams.cli import output
+    from kinguin_streams.cli.settings import load
+    from kinguin_streams.replay import import_history
+    from kinguin_streams.replay.receipt import Receipt
+    from kinguin_streams.replay.run import Watch
+    from kinguin_streams.telemetry.logs import configure
+
+    settings = load()
+    configure(settings.log.level, settings.log.format)
+    now_ms = round(time.time() * 1000)
+    path = file.absolute()
+    with output.progress("reading") as update:
+        found = import_history.survey(path, now_ms, Watch(progress=update))
+    plan = import_history.plan(
+        str(uuid7()), path, found, options.pace(max_records_per_s, max_bytes_per_s), now_ms, skip_faults=skip_faults
+    )
+    for warning in plan.warnings:
+        output.talk(f"warning: {warning}")
+    for note in found.letters:
+        output.talk(f"line {note.line} becomes a dead letter: {note.what}")
+    for note in found.faults:
+        output.talk(f"line {note.line} cannot be read: {note.what}")
+    if not execute:
+        _show_plan(found, as_json=as_json)
+        return
+    if not skip_faults:
+        import_history.refuse_faults(found)
+    carry_on(settings, Receipt.create(settings.replay.receipts, plan), as_json=as_json)
+
+
+def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None:
+    """Import what a receipt of ours still says. Exit code 130 if it was stopped: then `replay resume` goes on."""
+    import msgspec
+
+    from kinguin_streams.cli import output, replay_parts, replay_running, wiring
+    from kinguin_streams.replay import import_history
+
+    plan = receipt.contents().plan
+    if receipt.contents().state == "done":
+        output.talk(f"the import {plan.replay_id} is done")
+        return
+    output.talk(f"receipt: {receipt.path}")
+    publisher = replay_parts.publisher(settings)
+    try:
+        with replay_running.asked_to_stop() as stop, output.progress("import") as update:
+            sent = import_history.run(
+                plan,
+                receipt,
+                sender=publisher,
+                topics=wiring.topics(settings),
+                encoder=wiring.encoder(settings),
+                watch=replay_running.watch(settings, update, stop),
+            )
+    finally:
+        publisher.close(timeout_s=10.0)
+        receipt.close()
+    if as_json:
+        output.result_json({"replay_id": plan.replay_id, **msgspec.to_builtins(sent), "receipt": str(receipt.path)})
+    else:
+        output.result(f"{sent.lines:,} lines: {sent.events:,} events, {sent.dead_letters:,} dead letters")
+    if sent.interrupted:
+        output.talk(f"stopped; `kinguin-streams replay resume {plan.replay_id}` goes on")
+        raise typer.Exit(replay_running.EXIT_INTERRUPTED)
+
+
+def _show_plan(found: "Contents", *, as_json: bool) -> None:
+    import msgspec
+
+    from kinguin_streams.cli import output
+
+    if as_json:
+        output.result_json({**msgspec.to_builtins(found), "executed": False})
+        return
+    output.result(f"{found.lines:,} lines, {found.fault_count:,} of them cannot be read")
+    rows = [{"becomes": event, "lines": count} for event, count in found.by_event.items()]
+    rows += [{"becomes": f"dead letter: {reason}", "lines": count} for reason, count in found.by_reason.items()]
+    output.result_table(("becomes", "lines"), rows)
+    output.talk("nothing was changed; --execute does it")

@@ -1,0 +1,91 @@
+"""A line of old webhooks is what today's validator says, or a fault that a person has to look at."""
+
+import base64
+import json
+
+import pytest
+
+from kinguin_streams.replay.import_lines import LineFault, marked, read_line
+from kinguin_streams.schemas.codec import Encoder
+from kinguin_streams.schemas.event_id import event_id
+from kinguin_streams.schemas.events import DeadLetter, OrderStatus, StoreName
+from kinguin_streams.schemas.outgoing import outgoing
+from kinguin_streams.schemas.topics import topics
+
+NOW_MS = 1_790_000_000_000
+BODY = (
+    '{"orderId":"PHS84FJAG5U","orderExternalId":"A","status":"completed","updatedAt":"2020-10-16T11:24:08.000+00:00"}'
+)
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps({"store": "default", "event": "order.status", "body": BODY} | fields).encode()
+
+
+def test_an_event_has_the_id_that_it_would_have_if_it_had_just_arrived() -> None:
+    imported = read_line(line(), NOW_MS)
+    assert isinstance(imported.record, OrderStatus)
+    assert imported.record.event_id == event_id(StoreName("default"), "order.status", BODY.encode())
+    assert (imported.record.raw, imported.record.received_at_ms) == (BODY.encode(), NOW_MS)
+    encoded = base64.b64encode(BODY.encode()).decode()
+    assert read_line(line(body=None, body_base64=encoded), NOW_MS) == imported
+
+
+def test_the_record_says_where_it_came_from() -> None:
+    imported = read_line(line(received_at="2020-10-16T11:24:09Z"), NOW_MS)
+    record = marked(outgoing(imported.record, topics(), Encoder()), imported.origin_time_ms, "the-replay")
+    assert record.timestamp_ms == NOW_MS
+    assert dict(record.headers)["origin"] == b"import"
+    assert dict(record.headers)["origin-time"] == b"2020-10-16T11:24:09.000Z"
+    assert dict(record.headers)["replay-id"] == b"the-replay"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"body": "{"}, "malformed_json"),
+        ({"body": "{}"}, "invalid_field"),
+        ({"event": "order.shipped"}, "unknown_event"),
+        ({"body": None, "body_base64": base64.b64encode(b"\xff").decode()}, "invalid_utf8"),
+    ],
+)
+def test_what_is_no_valid_webhook_becomes_the_dead_letter_of_the_ingress(
+    fields: dict[str, object], reason: str
+) -> None:
+    imported = read_line(line(**fields), NOW_MS)
+    assert isinstance(imported.record, DeadLetter)
+    assert (imported.record.reason, imported.record.origin) == (reason, "ingress")
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"not json", "it is not"),
+        (b"[]", "it is not"),
+        (line(more=1), "more"),
+        (line(store="Not A Store"), "cannot be the name of a store"),
+        (line(body=None), "one of them"),
+        (line(body_base64="e30="), "one of them"),
+        (line(body=None, body_base64="*"), "not base64"),
+        (line(body={"orderId": "x"}), "it is not"),
+        (line(received_at="yesterday"), "is not a time"),
+    ],
+)
+def test_a_line_that_says_nothing_that_could_be_kept_is_a_fault(raw: bytes, says: str) -> None:
+    with pytest.raises(LineFault, match=says):
+        read_line(raw, NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_reserialised"),
+    [
+        (BODY, False),
+        (BODY.replace('"A"', r'"a \" b : c"'), False),
+        (BODY.replace(":", ": ", 1), True),
+        (BODY.replace(",", ",\n"), True),
+    ],
+)
+def test_a_body_that_was_parsed_and_written_again_is_noticed_by_its_white_space(
+    body: str, is_reserialised: bool
+) -> None:
+    assert read_line(line(body=body), NOW_MS).is_reserialised is is_reserialised
