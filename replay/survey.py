@@ -12,6 +12,7 @@ from kinguin_streams.cluster.topic_admin import topic_ids, unreachable
 from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.replay.checksum import tally
 from kinguin_streams.replay.filters import Filters
+from kinguin_streams.replay.patience import patiently
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Source, without_cycles_looked_for
@@ -121,26 +122,29 @@ class Survey:
                     oldest.append(record.timestamp_ms)
         return tuple(_with_bytes(window, sampled) for window in windows), min(oldest, default=None)
 
-    def ends(self, topic: str, partitions: int) -> dict[int, int]:
-        """Return where the next record of each partition goes, open transactions included. Raises OperatorError."""
-        return list_ends(self._admin, topic, partitions)
-
     def close(self) -> None:
         """Close the connections."""
         self._reader.close()
 
 
 def list_ends(admin: AdminClient, topic: str, partitions: int) -> dict[int, int]:
-    """Return the offset that the next record of each partition will have. Raises OperatorError("kafka_unreachable")."""
+    """Return the offset that the next record of each partition will have, open transactions included.
+
+    Waits for a cluster that is restarting. Raises OperatorError("kafka_unreachable").
+    """
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
     asked = {TopicPartition(topic, number): latest for number in range(partitions)}
-    try:
+
+    def ask() -> dict[int, int]:
+        # Of a broker that has come back, librdkafka goes on to name the leader's old epoch until it has asked for metadata:
+        # measured, a minute of answers that it is fenced.
+        admin.list_topics(timeout=REQUEST_TIMEOUT_S)
         answers = admin.list_offsets(
             asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
         )
         return {part.partition: int(future.result().offset) for part, future in answers.items()}
-    except KafkaException as error:
-        raise unreachable(error) from error
+
+    return patiently(ask)
 
 
 def count(source: Source, filters: Filters) -> dict[tuple[str, int], Count]:

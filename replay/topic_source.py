@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from kinguin_streams.cluster.connection import new_client
-from kinguin_streams.cluster.topic_admin import unreachable
+from kinguin_streams.replay.patience import patiently
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.receipt import Gap, Positions
 from kinguin_streams.replay.record import Record
@@ -156,10 +156,8 @@ class TopicSource:
         end = self._windows[key].end
         if position >= end:
             return position
-        try:
-            earliest, _ = consumer.get_watermark_offsets(TopicPartition(*key), timeout=REQUEST_TIMEOUT_S)
-        except KafkaException as error:
-            raise unreachable(error) from error
+        partition = TopicPartition(*key)
+        earliest, _ = patiently(lambda: consumer.get_watermark_offsets(partition, timeout=REQUEST_TIMEOUT_S))
         if earliest <= position:
             return position
         self._gaps.append(Gap(topic=key[0], partition=key[1], start=position, end=min(earliest, end)))
