@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.cluster.publisher import KafkaPublisher
     from kinguin_streams.replay.filters import Filters
+    from kinguin_streams.replay.frames import FrameGuard, TextOfId
     from kinguin_streams.replay.plan import Plan, Selection, Window
     from kinguin_streams.replay.run import Source, Target
     from kinguin_streams.replay.survey import Survey
     from kinguin_streams.replay.topic_plan import Planner
-    from kinguin_streams.replay.value_schemas import TextOfId
 
 _CLIENT_ID = "kinguin-streams-replay"
 
@@ -151,6 +151,7 @@ def _topic_target(settings: "Settings", plan: "Plan") -> "Target":
         reader=source_config(consumer_config(settings), committed=False),
         same_partition=frozenset(options["same_partition"]),
         timestamp=options["timestamp"],
+        check=_frame_guard(settings, plan) if plan.source_files else None,
         batch_records=settings.replay.batch_records,
     )
 
@@ -192,6 +193,20 @@ def _consumer_target(settings: "Settings", plan: "Plan", stop: "Callable[[], boo
         topic_ids={name.removeprefix("topic "): id_ for name, id_ in plan.source_identity.items() if name != "cluster"},
         store=store,
         close=close,
+    )
+
+
+def _frame_guard(settings: "Settings", plan: "Plan") -> "FrameGuard":
+    from pathlib import Path
+
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.replay import file_source
+    from kinguin_streams.replay.frames import FrameGuard
+
+    files = file_source.find(map(Path, plan.source_files))
+    ours = {spec.name for spec in wiring.topics(settings).specs}
+    return FrameGuard(
+        file_source.texts_of_ids(files), _text_of_id(settings), takes_unknown=plan.destination.name not in ours
     )
 
 

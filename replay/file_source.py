@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from kinguin_streams.replay import file_names
+from kinguin_streams.replay import file_names, value_schemas
 from kinguin_streams.replay.checksum import tally
 from kinguin_streams.replay.container_files import read_header_of
 from kinguin_streams.replay.file_damage import DamagedFile, not_ours
@@ -118,6 +118,11 @@ class _Everywhere(dict[int, int]):
 
     def __missing__(self, _instant_ms: int) -> int:
         return self._offset
+
+
+def texts_of_ids(files: Iterable[SourceFile]) -> dict[int, str]:
+    """Return which schema each id of a registry was where the values were written. JSON lines say nothing of it."""
+    return value_schemas.texts_of_ids(read_header_of(file.path).schemas for file in files if file.name.format == "avro")
 
 
 def partition_counts(files: Iterable[SourceFile]) -> dict[str, int]:

@@ -18,9 +18,15 @@ TextOfId = Callable[[int], str | None]
 class FrameGuard:
     """Refuses records whose schema's id is another schema, or none, in the registry of the target."""
 
-    def __init__(self, at_source: Mapping[int, str], at_target: TextOfId | None) -> None:
-        """at_source: the ids' schemas where the values were written. at_target: None where no registry is set."""
-        self._at_source, self._at_target = at_source, at_target
+    def __init__(
+        self, at_source: Mapping[int, str], at_target: TextOfId | None, *, takes_unknown: bool = False
+    ) -> None:
+        """at_source: the ids' schemas where the values were written. at_target: None where no registry is set.
+
+        takes_unknown: let ids pass that at_source says nothing of. In a topic that is not ours, a value that begins with
+        0x00 may be anything.
+        """
+        self._at_source, self._at_target, self._takes_unknown = at_source, at_target, takes_unknown
         self._fine: set[bytes] = set()
 
     def __call__(self, records: Sequence[Record]) -> None:
@@ -39,6 +45,8 @@ class FrameGuard:
 
     def _look_at(self, schema_id: int, record: Record) -> None:
         source = self._at_source.get(schema_id)
+        if source is None and self._takes_unknown:
+            return
         if source is None:
             why = "nothing says which schema that was where it was written"
         elif self._at_target is None:

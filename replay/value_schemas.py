@@ -1,14 +1,14 @@
 """Which schemas values were written with: what a container says of them, so that a stranger can decode them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from kinguin_streams.replay.frames import TextOfId
 from kinguin_streams.replay.record import Record
 from kinguin_streams.schemas.codec import CONFLUENT_HEADER_BYTES, CONFLUENT_MARKER
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
 
-TextOfId = Callable[[int], str | None]
-"""A registry's id to its schema as JSON, None if that cannot be had."""
+_ID = "id:"
 
 
 class ValueSchemas:
@@ -41,11 +41,24 @@ class ValueSchemas:
         if frame not in self._asked:
             schema_id = int.from_bytes(frame[1:], "big")
             text = None if self._text_of_id is None else self._text_of_id(schema_id)
-            name = None if text is None else f"id:{schema_id}"
+            name = None if text is None else f"{_ID}{schema_id}"
             if name is not None and text is not None:
                 self._texts[name] = text
             self._asked[frame] = name
         return self._asked[frame]
+
+
+def texts_of_ids(said: Iterable[Mapping[str, str]]) -> dict[int, str]:
+    """Return the schemas of a registry's ids, from what files say; without those that two files do not agree on."""
+    texts: dict[int, str] = {}
+    disputed: set[int] = set()
+    for schemas in said:
+        for name, text in schemas.items():
+            if name.startswith(_ID):
+                schema_id = int(name.removeprefix(_ID))
+                if texts.setdefault(schema_id, text) != text:
+                    disputed.add(schema_id)
+    return {schema_id: text for schema_id, text in texts.items() if schema_id not in disputed}
 
 
 def of_topic(topic: str, ours: Topics, text_of_id: TextOfId | None = None) -> ValueSchemas:

@@ -12,6 +12,7 @@ from avro.datafile import DataFileReader
 from avro.io import DatumReader
 from hypothesis import given, settings
 
+from kinguin_streams.replay import file_source
 from kinguin_streams.replay.container_files import ContainerWriter
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.record_files import read_records
@@ -116,6 +117,17 @@ def test_a_registrys_schema_that_turns_up_later_is_in_the_next_files_metadata(tm
     assert said == [{"id:1": "string"}, {"id:1": "string", "id:2": "long"}]
     assert [record.offset for path in (first, second) for record in read_records(path)] == list(range(6))
     assert [record.offset for record in read_records(first)] == [0, 1, 2]
+
+
+def test_files_say_which_schema_an_id_was_where_they_agree(tmp_path: Path) -> None:
+    for partition, texts in enumerate(({1: '"string"', 2: '"long"'}, {1: '"string"', 2: '"int"'})):
+        writer = ContainerWriter(tmp_path, TOPIC, partition, schemas=ValueSchemas({}, texts.get))
+        values = [b"\x00" + schema_id.to_bytes(4, "big") for schema_id in texts]
+        writer.write([Record(TOPIC, partition, offset, None, None, value, ()) for offset, value in enumerate(values)])
+        writer.close()
+    files = file_source.find([tmp_path])
+    assert file_source.texts_of_ids(files[:1]) == {1: '"string"', 2: '"long"'}
+    assert file_source.texts_of_ids(files) == {1: '"string"'}
 
 
 def test_what_is_said_of_a_complete_file_can_be_read_without_its_records(tmp_path: Path) -> None:

@@ -113,6 +113,17 @@ def test_sources_are_topics_or_files_and_a_full_folder_is_refused(bench: Bench) 
     assert (filtered["written"]["records"], filtered["proof"]["holds"]) == (1, True)
 
 
+def test_values_of_a_registry_that_nobody_can_look_up_do_not_come_back_under_another_meaning(bench: Bench) -> None:
+    source, target, other = bench.topic("source", 1), bench.topic("order.status", 1), bench.topic("other", 1)
+    bench.produce(source, [{"value": b"\x00\x00\x00\x00\x07\x02", "timestamp": 1_700_000_000_000}])
+    folder = str(bench.folder / "files")
+    assert bench.done("file", folder, source, "--execute")["proof"]["holds"]
+    refused = bench.replay("topic", target, "--source", folder, "--execute")
+    assert (refused.returncode, "by the id 7" in refused.stderr) == (1, True)
+    assert bench.raw(target) == []
+    assert bench.done("topic", other, "--source", folder, "--execute")["proof"]["holds"]  # there it may be anything
+
+
 def test_state_from_files_is_the_state_of_the_original(kafka: KafkaCluster, topic_prefix: str, tmp_path: Path) -> None:
     """Orders out of order and twice, exported, brought into the topics of another prefix, and folded by the consumer."""
     original = Streams(kafka.bootstrap_servers, f"{topic_prefix}-a").make()

@@ -47,3 +47,10 @@ def test_any_other_is_refused_with_the_record_and_the_id(
 def test_values_that_need_no_registry_are_not_looked_at() -> None:
     values = [None, b"", b"\x00", b"\x00\x00\x00\x01", b"\xc3\x01" + bytes(20)]
     FrameGuard({}, None)([framed(1)._replace(value=value) for value in values])
+
+
+def test_where_a_value_may_be_anything_only_ids_that_are_known_are_looked_at() -> None:
+    guard = FrameGuard({8: INT}, lambda _id: LONG, takes_unknown=True)
+    guard([framed(7)])
+    with pytest.raises(OperatorError, match="another schema"):
+        guard([framed(8)])
