@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,17 @@ def test_what_is_said_of_a_complete_file_can_be_read_without_its_records(tmp_pat
     assert int(metadata["kinguin.next_offset"]) == 1_334
     assert metadata["kinguin.replay_id"] == "0198-a"
     assert metadata["avro.codec"] == "zstandard"
+
+
+def test_the_documented_program_decodes_a_file(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "replay.md").read_text("utf-8")
+    (program,) = [block.partition("```")[0] for block in page.split("```python\n")[1:] if "kinguin.schemas" in block]
+    values = [path.read_bytes() for path in sorted((EXAMPLES / "order.status").rglob("*.avro"))]
+    records = [Record(TOPIC, 0, offset, None, b"k", value, ()) for offset, value in enumerate([*values, None])]
+    writer = ContainerWriter(tmp_path, TOPIC, 0, schemas=of_topic(TOPIC, topics()))
+    writer.write(records)
+    writer.close()
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(values)
+    assert "'orderId'" in done.stdout
