@@ -11,6 +11,7 @@ from kinguin_streams.cli import (
     config,
     consume,
     consumers,
+    dead_letters,
     doctor,
     ingress,
     kafka,
@@ -48,6 +49,7 @@ app.add_typer(consumers.app, name="consumers")
 app.command("simulate")(simulate.simulate)
 app.add_typer(state.app, name="state")
 app.add_typer(replay.app, name="replay")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(kafka.app, name="kafka")
 app.add_typer(topics.app, name="topics")
 app.add_typer(schemas.app, name="schemas")

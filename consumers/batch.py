@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from kinguin_streams.consumers.projection import Received
 from kinguin_streams.schemas.codec import UndecodableRecord, UnknownSchema
 from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
-from kinguin_streams.schemas.events import DeadLetter, Derived, Event, Record, RecordName
+from kinguin_streams.schemas.events import DeadLetter, DeadLetterTrail, Derived, Event, Record, RecordName
 from kinguin_streams.schemas.instants import MAX_MS, MIN_MS
 
 MAX_DETAIL_CHARACTERS = 1_000
@@ -18,7 +18,7 @@ MAX_DETAIL_CHARACTERS = 1_000
 MAX_KEPT_HEADERS_BYTES = 16_384
 MAX_KEPT_KEY_BYTES = 16_384
 _NO_TIMESTAMP = 0
-_NoEvent = DeadLetter | Derived
+_NoEvent = DeadLetter | DeadLetterTrail | Derived
 
 
 class Message(Protocol):

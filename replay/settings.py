@@ -37,3 +37,9 @@ class ReplaySettings(BaseModel):
     delivery_timeout_s: float = Field(
         default=120.0, gt=0, description="how long a record may wait for Kafka before the replay stops, to be resumed"
     )
+    redrive_attempts: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="a dead letter that was redriven in vain so often is parked, until one asks for it",
+    )

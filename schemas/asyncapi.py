@@ -18,6 +18,7 @@ from kinguin_streams.schemas.dead_letters import from_ingress
 from kinguin_streams.schemas.events import (
     EVENT_NAMES,
     DeadLetter,
+    DeadLetterTrail,
     Derived,
     DerivedName,
     EventName,
@@ -179,6 +180,22 @@ def _operations(
             f"The ingress keeps a webhook {record}" if record != "dead-letter" else "The ingress keeps what is no event"
         )
         yield f"ingress.{record}", _operation("send", schemas.get(record, newest[record]), summary=f"{what}.")
+    yield (
+        "dead-letters.dead-letter",
+        _operation(
+            "receive",
+            *schemas.versions("dead-letter"),
+            summary="`dead-letters` lists, exports and redrives them; none is ever changed.",
+        ),
+    )
+    yield (
+        "dead-letters.dead-letter.trail",
+        _operation(
+            "send",
+            schemas.get("dead-letter.trail", newest["dead-letter.trail"]),
+            summary="`dead-letters redrive` and `discard` note what has become of a dead letter.",
+        ),
+    )
     for reader in readers:
         for record in reader.records:
             yield (
@@ -264,6 +281,8 @@ def _headers(spec: TopicSpec, topics: Topics) -> Json:
     dead = isinstance(record, DeadLetter)
     if isinstance(record, Derived):
         return _headers_of_state(sent)
+    if isinstance(record, DeadLetterTrail):
+        return _headers_of_trail(sent)
     known: Json = {
         "ce_specversion": {"const": sent["ce_specversion"]},
         "ce_id": {
@@ -314,13 +333,36 @@ def _headers_of_state(sent: Mapping[str, str]) -> Json:
     }
 
 
+def _headers_of_trail(sent: Mapping[str, str]) -> Json:
+    known: Json = {
+        "ce_specversion": {"const": sent["ce_specversion"]},
+        "ce_id": {"description": "<deadLetterId>@<at in milliseconds>."},
+        "ce_source": {"const": sent["ce_source"]},
+        "ce_type": {"const": sent["ce_type"]},
+        "ce_time": {"format": "date-time", "description": "When the last step was taken."},
+        "ce_subject": {"description": "The record key."},
+        "content-type": {"const": sent["content-type"]},
+    }
+    return {
+        "type": "object",
+        "required": list(sent),
+        "properties": {name: {"type": "string"} | schema for name, schema in known.items()},
+    }
+
+
 def _sent_headers(record: Record, topics: Topics) -> dict[str, str]:
     return {name: value.decode() for name, value in outgoing(record, topics, Encoder()).headers}
 
 
 def _example(schema: SchemaVersion) -> tuple[Record, Json]:
     """Return a record, and how this version of its schema has it."""
-    value = _dead_letter(schema.version) if schema.record == "dead-letter" else _golden(schema)
+    match schema.record:
+        case "dead-letter":
+            value = Encoder({"dead-letter": schema.version}).encode(_dead_letter())
+        case "dead-letter.trail":
+            value = Encoder({"dead-letter.trail": schema.version}).encode(_trail())
+        case _:
+            value = _golden(schema)
     body = io.BytesIO(value[SINGLE_OBJECT_HEADER_BYTES:])
     avro = fastavro.parse_schema(_without_logical_types(json.loads(schema.text)))
     return Decoder().decode(value), _json_encoded(fastavro.schemaless_reader(body, avro, None))
@@ -332,9 +374,9 @@ def _golden(schema: SchemaVersion) -> bytes:
     return (folder / f"{case}.avro").read_bytes()
 
 
-def _dead_letter(version: int) -> bytes:
+def _dead_letter() -> DeadLetter:
     event: EventName = EVENT_NAMES[1]
-    dead_letter = from_ingress(
+    return from_ingress(
         store=StoreName("default"),
         event=event,
         reason="malformed_json",
@@ -343,7 +385,21 @@ def _dead_letter(version: int) -> bytes:
         headers=[("X-Event-Name", event.encode()), ("Content-Type", b"aplication/json")],
         received_at_ms=1_615_204_800_123,  # the golden records' receivedAt
     )
-    return Encoder({"dead-letter": version}).encode(dead_letter)
+
+
+def _trail() -> DeadLetterTrail:
+    refused_at_ms, discarded_at_ms = 1_615_204_860_123, 1_615_208_400_123
+    redrive = "0193a5f2-6b1c-7c3e-9d41-5f0c2a7b8e90"
+    return DeadLetterTrail(
+        dead_letter_id=_dead_letter().dead_letter_id,
+        state="discarded",
+        attempts=1,
+        at_ms=discarded_at_ms,
+        steps=(
+            (refused_at_ms, "refused", "malformed_json: the body is not JSON", "ops@host-1", redrive),
+            (discarded_at_ms, "discarded", "cut off by our proxy; sent again by the sender", "ops@host-1", None),
+        ),
+    )
 
 
 def _without_logical_types(avro: Any) -> Any:

@@ -15,6 +15,7 @@ from kinguin_streams.schemas import binary
 from kinguin_streams.schemas.attributes import attribute_name
 from kinguin_streams.schemas.events import (
     DeadLetter,
+    DeadLetterTrail,
     OrderComplete,
     OrderStateRecord,
     OrderStatus,
@@ -192,5 +193,13 @@ def _undecodable(code: str, schema: SchemaVersion, detail: str) -> UndecodableRe
 
 _RECORDS: dict[RecordName, type[Record]] = {
     record.record_name: record
-    for record in (ProductUpdate, OrderStatus, OrderComplete, DeadLetter, OrderStateRecord, ProductStateRecord)
+    for record in (
+        ProductUpdate,
+        OrderStatus,
+        OrderComplete,
+        DeadLetter,
+        DeadLetterTrail,
+        OrderStateRecord,
+        ProductStateRecord,
+    )
 }

@@ -17,6 +17,7 @@ from kinguin_streams.schemas.names import (
 )
 from kinguin_streams.schemas.records import (
     DeadLetterFields,
+    DeadLetterTrailFields,
     OrderCompleteFields,
     OrderStateFields,
     OrderStatusFields,
@@ -30,6 +31,7 @@ __all__ = [
     "EVENT_NAMES",
     "STORE_NAME",
     "DeadLetter",
+    "DeadLetterTrail",
     "Derived",
     "DerivedName",
     "Event",
@@ -98,6 +100,17 @@ class DeadLetter(DeadLetterFields, frozen=True, kw_only=True):
         return self.dead_letter_id
 
 
+class DeadLetterTrail(DeadLetterTrailFields, frozen=True, kw_only=True):
+    """What has become of a dead letter. Made by `replay/trail.py`."""
+
+    record_name: ClassVar[RecordName] = "dead-letter.trail"
+
+    @property
+    def key(self) -> str:
+        """The record key: the dead letter's id."""
+        return self.dead_letter_id
+
+
 class OrderStateRecord(OrderStateFields, frozen=True, kw_only=True):
     """What is known of an order. Made by `consumers/derived_records.py`."""
 
@@ -122,4 +135,4 @@ class ProductStateRecord(ProductStateFields, frozen=True, kw_only=True):
 
 Event = ProductUpdate | OrderStatus | OrderComplete
 Derived = OrderStateRecord | ProductStateRecord
-Record = Event | DeadLetter | Derived
+Record = Event | DeadLetter | DeadLetterTrail | Derived

@@ -5,7 +5,15 @@ from typing import Literal, NewType
 
 EventName = Literal["product.update", "order.status", "order.complete"]
 DerivedName = Literal["order.state", "product.state"]
-RecordName = Literal["product.update", "order.status", "order.complete", "dead-letter", "order.state", "product.state"]
+RecordName = Literal[
+    "product.update",
+    "order.status",
+    "order.complete",
+    "dead-letter",
+    "dead-letter.trail",
+    "order.state",
+    "product.state",
+]
 EventId = NewType("EventId", str)
 StoreName = NewType("StoreName", str)
 

@@ -6,7 +6,16 @@ from functools import lru_cache
 import msgspec
 
 from kinguin_streams.schemas.codec import RecordEncoder
-from kinguin_streams.schemas.events import EVENT_NAMES, DeadLetter, Derived, DerivedName, Event, Record, RecordName
+from kinguin_streams.schemas.events import (
+    EVENT_NAMES,
+    DeadLetter,
+    DeadLetterTrail,
+    Derived,
+    DerivedName,
+    Event,
+    Record,
+    RecordName,
+)
 from kinguin_streams.schemas.instants import to_rfc3339
 from kinguin_streams.schemas.topics import Topics
 
@@ -100,11 +109,15 @@ def _of_state(name: DerivedName, key: bytes, generation: int, revision: int) -> 
     ]
 
 
-def _id(record: Event | DeadLetter) -> str:
+def _id(record: Event | DeadLetter | DeadLetterTrail) -> str:
+    if isinstance(record, DeadLetterTrail):
+        return f"{record.dead_letter_id}@{record.at_ms}"
     return record.dead_letter_id if isinstance(record, DeadLetter) else record.event_id
 
 
-def _source(record: Event | DeadLetter) -> bytes:
+def _source(record: Event | DeadLetter | DeadLetterTrail) -> bytes:
+    if isinstance(record, DeadLetterTrail):
+        return b"urn:kinguin-streams:dead-letters"
     if isinstance(record, DeadLetter):
         return f"urn:kinguin-streams:{record.origin}:{record.consumer or record.store}".encode()
     return _source_of_store(record.store)
@@ -120,9 +133,13 @@ def _type(name: RecordName) -> bytes:
     return f"net.kinguin.{name}".encode() if name in EVENT_NAMES else f"kinguin-streams.{name}".encode()
 
 
-def _time_ms(record: Event | DeadLetter) -> int:
+def _time_ms(record: Event | DeadLetter | DeadLetterTrail) -> int:
+    if isinstance(record, DeadLetterTrail):
+        return record.at_ms
     return record.failed_at_ms if isinstance(record, DeadLetter) else record.updated_at_ms
 
 
 def _timestamp_ms(record: Record) -> int:
+    if isinstance(record, DeadLetterTrail):
+        return record.at_ms
     return record.failed_at_ms if isinstance(record, DeadLetter) else record.received_at_ms

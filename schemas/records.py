@@ -120,6 +120,21 @@ class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True):
     """Its timestamp."""
 
 
+class DeadLetterTrailFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of a dead letter. The newest record of an id counts; the dead letter itself is never changed."""
+
+    dead_letter_id: str
+    """Id of the dead letter."""
+    state: str
+    """What counts now: redriven, refused (by today's validator or by the consumer, to be tried again), parked or discarded."""
+    attempts: int
+    """How often it was redriven so far, with or without success."""
+    at_ms: int
+    """When the last step was taken."""
+    steps: tuple[tuple[int, str, str | None, str, str | None], ...] = ()
+    """Its last steps, at most 20, oldest first."""
+
+
 class OrderStateFields(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an order after all its webhooks so far. The greatest (generation, revision) of a key counts; a tombstone says that the order was forgotten."""
 

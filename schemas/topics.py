@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kinguin_streams.schemas.events import DERIVED_NAMES, RecordName
+from kinguin_streams.schemas.events import DERIVED_NAMES, EVENT_NAMES, RecordName
 
 DAY_MS = 86_400_000
 UNLIMITED_MS = -1
@@ -45,8 +45,8 @@ class Topics:
 
     @property
     def of_ingress(self) -> "Topics":
-        """The topics that the ingress writes: of events and dead letters. The derived ones are the consumers'."""
-        return Topics(tuple(spec for spec in self.specs if spec.record not in DERIVED_NAMES))
+        """The topics that the ingress writes: of events and dead letters. The others are the consumers' and the operator's."""
+        return Topics(tuple(spec for spec in self.specs if spec.record in (*EVENT_NAMES, "dead-letter")))
 
     def name(self, record: RecordName) -> str:
         """Return the topic that takes records of this name."""
@@ -73,7 +73,7 @@ def topics(prefix: str = "kinguin", partitions: int = 6) -> Topics:
             key=key,
             partitions=partitions,
             retention_ms=retention_ms,
-            compacted=record in DERIVED_NAMES,
+            compacted=record in (*DERIVED_NAMES, "dead-letter.trail"),
         )
 
     return Topics(
@@ -82,6 +82,7 @@ def topics(prefix: str = "kinguin", partitions: int = 6) -> Topics:
             spec("order.status", "orderId", UNLIMITED_MS),
             spec("order.complete", "orderId", UNLIMITED_MS),
             spec("dead-letter", "deadLetterId", UNLIMITED_MS),
+            spec("dead-letter.trail", "deadLetterId", UNLIMITED_MS),
             spec("order.state", "<store>:<orderId>", UNLIMITED_MS),
             spec("product.state", "<store>:<kinguinId>", UNLIMITED_MS),
         )

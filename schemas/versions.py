@@ -10,7 +10,7 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
 from kinguin_streams.schemas.names import DERIVED_NAMES, EVENT_NAMES, RecordName
 
-RECORD_NAMES: tuple[RecordName, ...] = (*EVENT_NAMES, "dead-letter", *DERIVED_NAMES)
+RECORD_NAMES: tuple[RecordName, ...] = (*EVENT_NAMES, "dead-letter", "dead-letter.trail", *DERIVED_NAMES)
 
 LEVEL = "FULL_TRANSITIVE"
 """A registry's word for it: any reader deployed today can read any record in a topic, and the reverse."""

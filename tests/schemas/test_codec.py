@@ -23,6 +23,7 @@ from kinguin_streams.schemas.codec import (
 )
 from kinguin_streams.schemas.events import (
     DeadLetter,
+    DeadLetterTrail,
     EventId,
     OrderComplete,
     OrderStateRecord,
@@ -149,6 +150,14 @@ records: dict[RecordName, st.SearchStrategy[Record]] = {
         source_offset=st.none() | longs,
         source_key=st.none() | st.binary(max_size=20),
         source_timestamp_ms=st.none() | instants,
+    ),
+    "dead-letter.trail": st.builds(
+        DeadLetterTrail,
+        dead_letter_id=texts,
+        state=texts,
+        attempts=ints,
+        at_ms=instants,
+        steps=st.lists(st.tuples(instants, texts, st.none() | texts, texts, st.none() | texts), max_size=3).map(tuple),
     ),
     "order.state": st.builds(
         OrderStateRecord,

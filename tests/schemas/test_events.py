@@ -15,6 +15,7 @@ import pytest
 from kinguin_streams.schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Decoder, Encoder
 from kinguin_streams.schemas.events import (
     DeadLetter,
+    DeadLetterTrail,
     OrderComplete,
     OrderStateRecord,
     OrderStatus,
@@ -31,6 +32,7 @@ CLASSES: tuple[type[Record], ...] = (
     OrderStatus,
     OrderComplete,
     DeadLetter,
+    DeadLetterTrail,
     OrderStateRecord,
     ProductStateRecord,
 )
@@ -111,7 +113,7 @@ def test_an_event_cannot_be_changed(record_class: type[Record]) -> None:
 
 
 def test_keys_are_what_orders_a_partition() -> None:
-    product, status, complete, dead, order_state, product_state = (_sample(cls) for cls in CLASSES)
+    product, status, complete, dead, trail, order_state, product_state = (_sample(cls) for cls in CLASSES)
     assert isinstance(product, ProductUpdate)
     assert isinstance(status, OrderStatus)
     assert isinstance(complete, OrderComplete)
@@ -119,6 +121,8 @@ def test_keys_are_what_orders_a_partition() -> None:
     assert product.key == str(product.kinguin_id)
     assert (status.key, complete.key, dead.key) == (status.order_id, complete.order_id, dead.dead_letter_id)
     assert complete.status == "completed"
+    assert isinstance(trail, DeadLetterTrail)
+    assert trail.key == trail.dead_letter_id
     assert isinstance(order_state, OrderStateRecord)
     assert isinstance(product_state, ProductStateRecord)
     assert order_state.key == "the store:the order_id"

@@ -18,6 +18,10 @@ RELEASED: dict[tuple[RecordName, int], tuple[str, str]] = {
     ("order.status", 1): ("4c00e55963d55d92", "4905c36154591da99edf4209c7705102bf39a2acac83bec61c481537b4c7b7de"),
     ("order.complete", 1): ("9be703ae7c5b21ab", "b9474ce498cbe3dfd01b49163ece325316807f501d2a0dc161230cd3cbaa5136"),
     ("dead-letter", 1): ("834ca746dc313749", "c15f1b08e278530d7d7b25eb380085783bf650d005657afc5bc469c588969410"),
+    (
+        "dead-letter.trail",
+        1,
+    ): ("0f0192ef760d1060", "ef97a89c7bc36f53c714dedc8e2ca3ca39a4fb8e1cb16f8d1b08583deeaa6c08"),
     ("order.state", 1): ("d4c30f34fc6a23f3", "11a7f02c3e58ebfe8b9ea2d6cb74c7f52970189c246002173d98216676f2c7f1"),
     ("product.state", 1): ("73cad47c90d173a8", "20260bd25b5efbe3e828569a7a81b63eac3ef41043431ad086ca51cd5836e5aa"),
 }

@@ -15,6 +15,7 @@ def test_every_record_has_a_topic_and_every_topic_a_record() -> None:
         ("order.status", "kinguin.order.status", 6),
         ("order.complete", "kinguin.order.complete", 6),
         ("dead-letter", "kinguin.dead-letter", 6),
+        ("dead-letter.trail", "kinguin.dead-letter.trail", 6),
         ("order.state", "kinguin.order.state", 6),
         ("product.state", "kinguin.product.state", 6),
     ]
@@ -28,6 +29,7 @@ def test_order_events_and_dead_letters_are_kept_for_ever_and_product_updates_hal
         "order.status": "-1",
         "order.complete": "-1",
         "dead-letter": "-1",
+        "dead-letter.trail": "-1",
         "order.state": "-1",
         "product.state": "-1",
     }
@@ -39,10 +41,10 @@ def test_no_topic_takes_the_brokers_time_or_loses_by_election() -> None:
         assert spec.config["unclean.leader.election.enable"] == "false"
 
 
-def test_only_the_derived_topics_are_compacted_and_the_ingress_has_no_part_in_them() -> None:
+def test_only_the_derived_topics_and_the_trail_are_compacted_and_the_ingress_has_no_part_in_them() -> None:
     declared = topics()
     compacted = {spec.record for spec in declared.specs if spec.config["cleanup.policy"] == "compact"}
-    assert compacted == {"order.state", "product.state"}
+    assert compacted == {"order.state", "product.state", "dead-letter.trail"}
     assert compacted.isdisjoint({spec.record for spec in declared.of_ingress.specs})
     assert {spec.config["cleanup.policy"] for spec in declared.of_ingress.specs} == {"delete"}
 

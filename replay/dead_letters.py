@@ -1,0 +1,187 @@
+"""Dead letters with what has become of them: what is asked of them, and groups of them. Pure but for reading the topics.
+
+Dead letters are never changed. Their life is in a topic of its own, compacted by their ids: see trail.py.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, get_args
+
+import msgspec
+from confluent_kafka import Message
+
+from kinguin_streams.cluster.topic_reader import TopicReader
+from kinguin_streams.schemas.codec import Decoder, UndecodableRecord
+from kinguin_streams.schemas.events import DeadLetter, DeadLetterTrail
+from kinguin_streams.telemetry.operator_error import OperatorError
+
+LetterState = Literal["new", "refused", "redriven", "parked", "discarded"]
+"""new: nobody has done anything about it. refused: redriven in vain, to be tried again. The others end its life."""
+STATES: Final[tuple[LetterState, ...]] = get_args(LetterState)
+OPEN_STATES: Final[tuple[LetterState, ...]] = ("new", "refused")
+DAY_MS: Final = 86_400_000
+AGES: Final = (("an hour", 3_600_000), ("a day", DAY_MS), ("a week", 7 * DAY_MS), ("a month", 30 * DAY_MS))
+
+
+class Found(NamedTuple):
+    """A dead letter, where it lies, and its trail: None if nobody has done anything about it."""
+
+    letter: DeadLetter
+    partition: int
+    offset: int
+    trail: DeadLetterTrail | None
+
+    @property
+    def state(self) -> str:
+        """One of STATES, or what a later version calls it."""
+        return "new" if self.trail is None else self.trail.state
+
+    @property
+    def attempts(self) -> int:
+        """How often it was redriven."""
+        return 0 if self.trail is None else self.trail.attempts
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters are meant: those that are all of this. Empty: any. ids: beginnings of ids, any one of them."""
+
+    ids: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
+    origin: Literal["ingress", "consumer"] | None = None
+    states: tuple[str, ...] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    def means(self, found: Found) -> bool:
+        """Return whether this one is meant."""
+        letter = found.letter
+        return (
+            (not self.ids or letter.dead_letter_id.startswith(self.ids))
+            and (not self.reasons or letter.reason in self.reasons)
+            and (not self.consumers or letter.consumer in self.consumers)
+            and (not self.events or letter.event in self.events)
+            and (not self.stores or letter.store in self.stores)
+            and (self.origin is None or letter.origin == self.origin)
+            and (not self.states or found.state in self.states)
+            and (self.since_ms is None or letter.failed_at_ms >= self.since_ms)
+            and (self.until_ms is None or letter.failed_at_ms < self.until_ms)
+        )
+
+
+class Group(msgspec.Struct, kw_only=True):
+    """Dead letters that are alike. copies: records beyond the first of an id: the same failure came again."""
+
+    origin: str
+    consumer: str | None
+    reason: str
+    event: str | None
+    state: str
+    age: str
+    count: int = 0
+    copies: int = 0
+    oldest_ms: int = 0
+    newest_ms: int = 0
+    example: str = ""
+
+
+def read_trails(reader: TopicReader, topic: str, decoder: Decoder) -> dict[str, DeadLetterTrail]:
+    """Return the newest trail of each dead letter; none if there is no such topic yet.
+
+    Raises OperatorError as TopicReader does, and "record_unreadable".
+    """
+    trails: dict[str, DeadLetterTrail] = {}
+    for message in reader.read({}, reader.end_offsets([topic])):
+        trail = _decoded(message, decoder)
+        if isinstance(trail, DeadLetterTrail):
+            known = trails.get(trail.dead_letter_id)
+            # Written by one command at a time, but two may run: the longer life counts.
+            if known is None or (trail.at_ms, trail.attempts) >= (known.at_ms, known.attempts):
+                trails[trail.dead_letter_id] = trail
+    return trails
+
+
+def read_letters(
+    reader: TopicReader, topic: str, decoder: Decoder, trails: Mapping[str, DeadLetterTrail]
+) -> Iterator[Found]:
+    """Yield every dead letter record up to the end of the topic as it is now. Raises as read_trails does."""
+    for message in reader.read({}, reader.end_offsets([topic])):
+        letter = _decoded(message, decoder)
+        if isinstance(letter, DeadLetter):
+            yield Found(letter, message.partition() or 0, message.offset() or 0, trails.get(letter.dead_letter_id))
+
+
+def once_each(found: Iterable[Found]) -> Iterator[Found]:
+    """Yield the first record of each id."""
+    seen: set[str] = set()
+    for each in found:
+        if each.letter.dead_letter_id not in seen:
+            seen.add(each.letter.dead_letter_id)
+            yield each
+
+
+def grouped(found: Iterable[Found], now_ms: int) -> list[Group]:
+    """Return groups by origin, consumer, reason, event, state and age, the largest first."""
+    groups: dict[tuple[object, ...], Group] = {}
+    seen: set[str] = set()
+    for each in found:
+        letter = each.letter
+        age = age_of(letter.failed_at_ms, now_ms)
+        key = (letter.origin, letter.consumer, letter.reason, letter.event, each.state, age)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = Group(
+                origin=letter.origin,
+                consumer=letter.consumer,
+                reason=letter.reason,
+                event=letter.event,
+                state=each.state,
+                age=age,
+                oldest_ms=letter.failed_at_ms,
+                example=letter.dead_letter_id,
+            )
+        if letter.dead_letter_id in seen:
+            group.copies += 1
+        else:
+            seen.add(letter.dead_letter_id)
+            group.count += 1
+        group.oldest_ms = min(group.oldest_ms, letter.failed_at_ms)
+        group.newest_ms = max(group.newest_ms, letter.failed_at_ms)
+    return sorted(groups.values(), key=lambda group: (-group.count, group.reason, group.oldest_ms))
+
+
+def age_of(failed_at_ms: int, now_ms: int) -> str:
+    """Return e.g. "under a day"."""
+    for name, limit_ms in AGES:
+        if now_ms - failed_at_ms < limit_ms:
+            return f"under {name}"
+    return "older"
+
+
+def the_one(found: Sequence[Found], start: str) -> Found:
+    """Return the dead letter whose id begins so. Raises OperatorError("no_dead_letter") or ("dead_letter_ambiguous")."""
+    ids = {each.letter.dead_letter_id for each in found}
+    if not ids:
+        raise OperatorError(
+            "no_dead_letter",
+            f"There is no dead letter whose id begins with {start}.",
+            "`kinguin-streams dead-letters list` has an example of each kind.",
+        )
+    if len(ids) > 1:
+        raise OperatorError(
+            "dead_letter_ambiguous",
+            f"{len(ids)} dead letters have ids that begin with {start}.",
+            "Give more of the id.",
+        )
+    return found[0]
+
+
+def _decoded(message: Message, decoder: Decoder) -> object:
+    value = message.value()
+    if value is None:
+        return None
+    try:
+        return decoder.decode(value)
+    except UndecodableRecord:
+        return None  # whoever wrote it there was none of ours
