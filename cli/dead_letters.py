@@ -227,6 +227,7 @@ def redrive(
         if not execute:
             _show_plan(list(once_each(all_of.found(asked))), redriver_of, all_of.now_ms, as_json=as_json)
             return
+        all_of.refuse_without_trail()
         total = sum(1 for _ in once_each(all_of.found(asked)))
         publisher = replay_parts.publisher(all_of.settings)
         try:
@@ -287,6 +288,7 @@ def discard(
         if not execute:
             count = sum(1 for _ in once_each(all_of.found(asked)))
         else:
+            all_of.refuse_without_trail()
             publisher = replay_parts.publisher(all_of.settings)
             try:
                 count = redriving.discard(
@@ -313,6 +315,19 @@ class _AllOf(NamedTuple):
     settings: "Settings"
     reader: "TopicReader"
     now_ms: int
+
+    def refuse_without_trail(self) -> None:
+        """Raise OperatorError("topic_missing") if there is nowhere to note what is done."""
+        from kinguin_streams.cli import wiring
+        from kinguin_streams.telemetry.operator_error import OperatorError
+
+        topic = wiring.topics(self.settings).name("dead-letter.trail")
+        if not self.reader.end_offsets([topic]):
+            raise OperatorError(
+                "topic_missing",
+                f"There is no topic {topic}, in which it is noted what has become of dead letters.",
+                "Make it with `kinguin-streams topics apply`.",
+            )
 
     def found(self, asked: "Asked") -> "Iterator[Found]":
         """Yield those that are meant, as they are now."""

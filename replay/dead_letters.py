@@ -32,8 +32,14 @@ class Found(NamedTuple):
 
     @property
     def state(self) -> str:
-        """One of STATES, or what a later version calls it."""
-        return "new" if self.trail is None else self.trail.state
+        """One of STATES, or what a later version calls it.
+
+        A consumer's dead letter that came after what was done about it is new again: its id is that of its position, which the
+        consumer has failed at once more. An ingress's is not: the event of the same bytes is there.
+        """
+        if self.trail is None or (self.letter.origin == "consumer" and self.letter.failed_at_ms > self.trail.at_ms):
+            return "new"
+        return self.trail.state
 
     @property
     def attempts(self) -> int:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from kinguin_streams.ingress.decide import Accepted, Delivery, Invalid, validated
+from kinguin_streams.ingress.decide import MAX_BODY_BYTES, Accepted, Delivery, Invalid, validated
 from kinguin_streams.replay.filters import instant_ms
 from kinguin_streams.schemas.events import STORE_NAME, DeadLetter, Event, StoreName
 from kinguin_streams.schemas.instants import to_rfc3339
@@ -94,12 +94,13 @@ def marked(record: OutgoingRecord, origin_time_ms: int | None, replay_id: str) -
 def _body(said: _Line) -> bytes:
     if (said.body is None) == (said.body_base64 is None):
         raise LineFault("it needs body (text) or body_base64, one of them")
-    if said.body is not None:
-        return said.body.encode()
     try:
-        return base64.b64decode(said.body_base64 or "", validate=True)
+        body = base64.b64decode(said.body_base64, validate=True) if said.body is None else said.body.encode()  # type: ignore[arg-type]
     except (binascii.Error, ValueError) as error:
         raise LineFault(f"body_base64 is not base64: {error}") from error
+    if len(body) > MAX_BODY_BYTES:
+        raise LineFault(f"its body has {len(body):,} bytes; the ingress takes {MAX_BODY_BYTES:,}")
+    return body
 
 
 def _origin_time_ms(text: str) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
@@ -230,6 +231,29 @@ def test_a_discard_leaves_a_trail_and_the_dead_letter(streams: Streams, command:
     one = at_ingress(0, "invalid_field").dead_letter_id
     back = command("redrive", one, "--state", "discarded", "--execute", "--json")
     assert json.loads(back.stdout)["redriven"] == 1
+
+
+def test_a_record_that_its_consumer_has_failed_at_once_more_is_new_again(
+    streams: Streams, command: Callable[..., Any]
+) -> None:
+    topic = streams.name("order.status")
+    streams.write(at_consumer(1, "order-state", topic))
+    assert command("redrive", "--all", "--execute").returncode == 0
+    assert states(command) == {"redriven": 1}
+    again = msgspec.structs.replace(at_consumer(1, "order-state", topic), failed_at_ms=4_000_000_000_000)
+    streams.write(again)
+    assert json.loads(command("redrive", "--all", "--execute", "--json").stdout)["redriven"] == 1
+
+
+def test_without_a_topic_for_trails_nothing_is_redriven(
+    kafka: KafkaCluster, topic_prefix: str, command: Callable[..., Any], streams: Streams
+) -> None:
+    streams.write(at_ingress(1, "invalid_field"))
+    streams.delete("dead-letter.trail")
+    assert command("list").returncode == 0
+    refused = command("redrive", "--all", "--execute")
+    assert (refused.returncode, "topics apply" in refused.stderr) == (1, True)
+    assert streams.ends("order.status") == {}
 
 
 @pytest.mark.parametrize(

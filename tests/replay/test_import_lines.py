@@ -67,6 +67,7 @@ def test_what_is_no_valid_webhook_becomes_the_dead_letter_of_the_ingress(
         (line(body=None), "one of them"),
         (line(body_base64="e30="), "one of them"),
         (line(body=None, body_base64="*"), "not base64"),
+        (line(body=" " * 65_537), "65,537 bytes"),
         (line(body={"orderId": "x"}), "it is not"),
         (line(received_at="yesterday"), "is not a time"),
     ],

@@ -535,7 +535,7 @@ def test_the_command_prints_one_object_for_machines(tmp_path: Path) -> None:
         ("purchase", 1, None, "codec", "warning"),  # an enum
         ("purchase", 2, None, "codec", "warning"),
     ]
-    assert json.loads(_run("check", "--json").stdout) == {"checked": 8, "findings": []}
+    assert json.loads(_run("check", "--json").stdout) == {"checked": 9, "findings": []}
 
 
 @pytest.mark.parametrize(
@@ -565,6 +565,7 @@ def test_list_names_every_version_and_the_ones_that_are_written(monkeypatch: pyt
         ("order.status", 1, True),
         ("order.complete", 1, True),
         ("dead-letter", 1, True),
+        ("dead-letter.trail", 1, True),
         ("order.state", 1, True),
         ("product.state", 1, True),
     ]

@@ -193,6 +193,7 @@ def _value(kind: str, name: str, number: int) -> Any:
         "tuple[str, ...]": ("a", "b"),
         "tuple[tuple[str, bytes | None], ...]": (("a", b"b"), ("c", None)),
         "tuple[tuple[int, str, str, int, int, int], ...]": ((1, "a", "t", 2, 3, 4),),
+        "tuple[tuple[int, str, str | None, str, str | None], ...]": ((1, "a", None, "b", "c"),),
         "tuple[tuple[int, str | None, str], ...]": ((1, None, "a"), (2, "a", "b")),
         "tuple[tuple[str, int, str, int, str], ...]": (("a", 1, "b", 2, "c"),),
     }[kind]
