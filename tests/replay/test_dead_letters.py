@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,8 @@ def test_a_record_that_its_consumer_has_failed_at_once_more_is_new_again(
     streams.write(at_consumer(1, "order-state", topic))
     assert command("redrive", "--all", "--execute").returncode == 0
     assert states(command) == {"redriven": 1}
-    again = msgspec.structs.replace(at_consumer(1, "order-state", topic), failed_at_ms=4_000_000_000_000)
+    in_a_minute_ms = round(time.time() * 1000) + 60_000
+    again = msgspec.structs.replace(at_consumer(1, "order-state", topic), failed_at_ms=in_a_minute_ms)
     streams.write(again)
     assert json.loads(command("redrive", "--all", "--execute", "--json").stdout)["redriven"] == 1
 
