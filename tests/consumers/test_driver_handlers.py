@@ -208,7 +208,7 @@ def test_a_topic_made_anew_is_refused_with_the_group_in_the_hint() -> None:
             with pytest.raises(OperatorError) as stopped:
                 driver.run()
             assert stopped.value.code == "topic_replaced"
-            assert "--group kinguin-streams.notes --topic kinguin.order.status" in stopped.value.hint
+            assert "replay group kinguin-streams.notes kinguin.order.status" in stopped.value.hint
 
 
 def test_retention_that_has_passed_the_committed_offset_stops_it() -> None:

@@ -279,7 +279,7 @@ def test_retention_past_the_committed_offset_stops_the_consumer(streams: Streams
         failure = running.wait_for_failure()
     assert isinstance(failure, OperatorError)
     assert failure.code == "offset_out_of_range"
-    assert "reset-offsets" in failure.hint
+    assert "replay group" in failure.hint
 
 
 @pytest.mark.parametrize("running_on", [True, False], ids=["under a running consumer", "in between"])
@@ -304,4 +304,4 @@ def test_a_topic_made_anew_is_never_gone_on_with(streams: Streams, running_on: b
     assert isinstance(running.failure, OperatorError) or len(again.done) == 40
     if isinstance(running.failure, OperatorError):
         assert running.failure.code == "topic_replaced"
-        assert "--reset-offsets" in running.failure.hint
+        assert "replay group" in running.failure.hint

@@ -72,9 +72,9 @@ def test_the_image_is_built_from_every_room() -> None:
     assert copied <= let_through
 
 
-def test_the_image_has_every_extra_but_the_local_broker() -> None:
+def test_the_image_has_every_extra_but_the_local_broker_and_what_tests_need() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    assert set(re.findall(r"--extra (\w+)", DOCKERFILE)) == extras.keys() - {"local"}
+    assert set(re.findall(r"--extra (\w+)", DOCKERFILE)) == extras.keys() - {"local", "testing"}
 
 
 def test_the_image_and_ci_build_with_the_same_uv() -> None:
