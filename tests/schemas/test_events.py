@@ -108,7 +108,7 @@ def test_the_codec_writes_every_field_of_a_version_and_reads_it_back(record: Rec
 def test_an_event_cannot_be_changed(record_class: type[Record]) -> None:
     record = _sample(record_class)
     with pytest.raises(AttributeError):
-        record.store = StoreName("another")  # type: ignore[misc]
+        record.store = StoreName("another")  # type: ignore[misc,union-attr]
     assert hash(record) == hash(_sample(record_class))
 
 
