@@ -21,7 +21,9 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
-MENDED_BY_A_RESTART: Final = frozenset({"lost_partition", "kafka_client_failed", "kafka_unreachable"})
+MENDED_BY_A_RESTART: Final = frozenset(
+    {"lost_partition", "generation_replaced", "kafka_client_failed", "kafka_unreachable"}
+)
 """Errors after which a consumer is to be back at once, rather than to be looked at."""
 SEEN_WITHIN_S: Final = 4 * LOOK_EVERY_S
 _TICK_S: Final = 0.1
