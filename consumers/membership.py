@@ -91,7 +91,7 @@ class Membership:
     def join(self, topics: list[str]) -> None:
         """Ask the group for partitions of these topics."""
         self._identity.ask()
-        self._client = self._new_client({**self._config, "error_cb": self._on_error})
+        self._client = self._new_client({**self._config, "error_cb": self._on_error, "on_commit": self._on_commit})
         self._client.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def leave(self) -> None:
@@ -144,7 +144,10 @@ class Membership:
         self.next_offsets[part] = self._uncommitted[part] = self._moved[part] = next_offset
 
     def commit(self) -> bool:
-        """Tell Kafka how far it came, without waiting for its answer; return whether there was anything to tell."""
+        """Tell Kafka how far it came, without waiting for its answer; return whether there was anything to tell.
+
+        What Kafka has not taken is told again by the next commit, see _on_commit.
+        """
         if not self._uncommitted:
             return False
         offsets = [self._offset(part, next_offset) for part, next_offset in self._uncommitted.items()]
@@ -283,6 +286,14 @@ class Membership:
         self._on_error(error)
         if self._failure is not None:
             raise self._failure
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        # Measured: a commit that was on its way when the broker went is given up by the client. Where nothing more
+        # arrives, nobody would tell Kafka ever: the lag would stand, and after a crash all of it would come again.
+        for each in partitions:
+            part = TopicPart(each.topic, each.partition)
+            if (error or each.error) is not None and part in self._moved:
+                self._uncommitted[part] = self._moved[part]
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() in _NOT_AUTHORIZED:

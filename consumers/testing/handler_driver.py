@@ -45,6 +45,18 @@ class HandlerDriver(Driver):
         """Return what the group has committed, of each partition of which it has committed anything."""
         return dict(self.kafka.group(self._settings.group_id(self.app.name)).committed)
 
+    @contextmanager
+    def commits_fail(self) -> Iterator[None]:
+        """Let Kafka take no commit of the processes that there are, as while the group's coordinator is away."""
+        clients = [process.client for process in self._processes]
+        for client in clients:
+            client.commits_fail = True
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.commits_fail = False
+
     def _new_effect(self) -> tuple[HandlerEffect, StateStore | None]:
         return HandlerEffect(self.app, self._settings, clock=self.clock), None
 

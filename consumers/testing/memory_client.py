@@ -84,11 +84,15 @@ class MemoryClient:
         """The last consume() had nothing to return, and nothing to tell."""
         self.before_commit: Callable[[], None] | None = None
         """Called when it is about to commit, and before anything is: the process may die there."""
+        self.commits_fail = False
+        """Kafka takes no commit, as while the group's coordinator is away."""
         self.after_commit: Callable[[], None] | None = None
         """The same when it has committed, and does not know yet."""
         self._owned: frozenset[TopicPart] = frozenset()
         self._positions: dict[TopicPart, int] = {}
         self._paused: set[TopicPart] = set()
+        self._on_commit: Callable[[KafkaError | None, list[TopicPartition]], None] | None = config.get("on_commit")
+        self._not_taken: list[tuple[KafkaError, list[TopicPartition]]] = []
         self._is_cut_off = False
         self._is_closed = False
         self._awaits_share = False
@@ -118,6 +122,10 @@ class MemoryClient:
     def consume(self, num_messages: int, timeout: float) -> list[MemoryMessage]:  # noqa: ARG002 - nothing to wait for
         """Return the next records, in the order of arrival, at once. Partitions come and go within this call."""
         self._refuse_if_closed()
+        not_taken, self._not_taken = self._not_taken, []
+        if self._on_commit is not None:
+            for error, offsets in not_taken:
+                self._on_commit(error, offsets)
         has_news = not self._is_cut_off and self.topics != () and self._rebalance()
         messages = self._fetch(num_messages if self.at_most is None else min(num_messages, self.at_most))
         self.is_idle = not has_news and not messages
@@ -153,17 +161,23 @@ class MemoryClient:
         self._paused.difference_update(_parts(partitions))
 
     def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition] | None:
-        """Commit for the group. Of a member that the group has given up nothing is taken; only a synchronous one is told.
+        """Commit for the group. Of a member that the group has given up nothing is taken.
 
-        Raises KafkaException then.
+        Who waits for it is told by KafkaException, who does not by on_commit, in the next consume().
         """
         self._refuse_if_closed()
         if self.before_commit is not None:
             self.before_commit()
+        error = None
         if self not in self._group.members:
-            if asynchronous:
-                return None
-            raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "the group has given this member up"))
+            error = KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "the group has given this member up")
+        elif self.commits_fail:
+            error = KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE, "the group's coordinator is away")
+        if error is not None:
+            if not asynchronous:
+                raise KafkaException(error)
+            self._not_taken.append((error, offsets))
+            return None
         for partition in offsets:
             part = TopicPart(partition.topic, partition.partition)
             self._group.committed[part] = partition.offset

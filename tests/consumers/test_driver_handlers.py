@@ -51,6 +51,17 @@ def test_each_record_is_handled_and_committed() -> None:
         assert (driver.waiting, sum(driver.offsets().values())) == (0, 6)
 
 
+def test_a_commit_that_kafka_did_not_take_is_made_again_though_nothing_new_arrives() -> None:
+    calls = Calls()
+    with HandlerDriver(calls.app) as driver:
+        driver.send(*orders(6))
+        with driver.commits_fail():
+            driver.run()
+            assert (len(calls.seen), driver.offsets()) == (6, {})
+        driver.run()
+        assert (len(calls.seen), sum(driver.offsets().values())) == (6, 6)
+
+
 def test_a_failed_record_comes_again_when_its_time_has_come_and_holds_up_its_partition_only() -> None:
     calls = Calls(away("O0"))
     with HandlerDriver(calls.app, partitions=2, handler_retry_s=1.0) as driver:

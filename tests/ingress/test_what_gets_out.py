@@ -1,6 +1,7 @@
 """Logs, metrics, headers and dead letters: what a request can put there, and what never gets there."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -45,9 +46,10 @@ def test_row_62_names_from_outside_forge_no_line_of_the_log(ingress: RunningIngr
     paths = [ingress.send(request_bytes("GET", b"/webhooks/" + name.split()[0][:50], [])).status for name in names[:22]]
     assert set(paths) <= {400, 404}
     lines = ingress.log_lines()  # every line is a JSON object, or this fails
-    added = [line["event"] for line in lines[before:]]
-    assert set(added) == {"invalid_webhook"}
-    assert len(added) == posts
+    # One in a thousand of the others, the requests for strange paths here, has a line as well.
+    added = Counter(line["event"] for line in lines[before:])
+    assert added.pop("request", 0) <= 1
+    assert added == {"invalid_webhook": posts}
     assert "\x1b" not in ingress.log_text()
 
 
