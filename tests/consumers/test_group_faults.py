@@ -60,7 +60,7 @@ class Storm(msgspec.Struct, frozen=True, kw_only=True):
     broker_restarts: int
 
 
-EVERYDAY = Storm(events=5_000, seconds=14.0, kills=3, database_away_s=2.0, broker_restarts=0)
+EVERYDAY = Storm(events=2_000, seconds=9.0, kills=2, database_away_s=2.0, broker_restarts=0)
 LONG = Storm(events=100_000, seconds=120.0, kills=20, database_away_s=30.0, broker_restarts=1)
 
 

@@ -223,7 +223,7 @@ def _as_seen(reader: Kind, writer: Kind, value: Any) -> Any:
     }
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(pair=pairs(), data=st.data())
 def read_it_both_ways(seen: Counter[str], pair: tuple[str, str], data: st.DataObject) -> None:
     older, newer = pair
