@@ -89,6 +89,14 @@ def live_or_first(connection: Connection, projection: Projection) -> Build:
     return Build(*row.one())
 
 
+def held_live(connection: Connection, projection: Projection) -> Build | None:
+    """Return the live generation, which no swap replaces until the end of this transaction; None if there is none."""
+    table = tables.projection
+    mine = select(table.c.live_generation, table.c.version).where(table.c.name == projection.name)
+    row = connection.execute(mine.with_for_update(read=True)).first()
+    return None if row is None else Build(*row)
+
+
 def still_written(projection: Projection, generation: int, *, is_build: bool) -> Select[Any]:
     """Ask whether a writer may go on with its generation; until the end of its transaction nobody can change that."""
     if is_build:
@@ -99,31 +107,36 @@ def still_written(projection: Projection, generation: int, *, is_build: bool) ->
     return select(literal(1)).select_from(table).where(mine).with_for_update(read=True)
 
 
-def begin(settings: StateSettings, projection: Projection) -> tuple[Build, bool]:
+def begin(settings: StateSettings, projection: Projection, *, anew: bool = False) -> tuple[Build, bool]:
     """Return the generation to build, and whether somebody has begun it already with this version of the fold.
 
-    Makes the database if it is new. What an earlier version has begun to build is dropped. Raises OperatorError as
-    consumers/database.py does.
+    Makes the database if it is new. What an earlier version has begun to build is given up, and with `anew` whatever was
+    begun; its writer is refused, and `drop_others` deletes what it has made. Raises OperatorError as consumers/database.py
+    does.
     """
+    table = tables.projection_build
     with _writing(settings) as connection:
-        live = live_or_first(connection, projection)
-        begun = _begun(connection, projection)
-        if begun is not None and begun.version == projection.version:
-            return begun, True
-        newest = max(live.generation, FIRST_GENERATION if begun is None else begun.generation)
-        build = Build(newest + 1, projection.version)
-        _forget_build(connection, projection)
-        table = tables.projection_build
-        connection.execute(
-            table.insert().values(projection=projection.name, generation=build.generation, version=build.version)
-        )
-    return build, False
+        live_or_first(connection, projection)
+        held_live(connection, projection)
+        while True:
+            begun = _begun(connection, projection)
+            if begun is not None and begun.version == projection.version and not anew:
+                return begun, True
+            build = Build(_newest(connection, projection, begun) + 1, projection.version)
+            _forget_build(connection, projection)
+            row = insert_into(table, connection.dialect.name).values(projection=projection.name, **build._asdict())
+            # Nothing is inserted where another process has begun between the two statements: then its build is looked at.
+            if connection.execute(row.on_conflict_do_nothing().returning(table.c.generation)).first() is not None:
+                return build, False
 
 
-def abandon(settings: StateSettings, projection: Projection) -> None:
-    """Give up the generation that is being built; `drop_others` then deletes what was made of it."""
-    with _writing(settings) as connection:
-        _forget_build(connection, projection)
+def _newest(connection: Connection, projection: Projection, begun: Build | None) -> int:
+    """Return the greatest generation that there is, also of rows that nobody needs: no build may begin with their content."""
+    found = [live_or_first(connection, projection).generation, 0 if begun is None else begun.generation]
+    for table in _tables(projection):
+        newest = select(func.max(table.c.generation)).where(_of(projection, table))
+        found.append(connection.execute(newest).scalar() or 0)
+    return max(found)
 
 
 def behind(

@@ -106,9 +106,7 @@ class Rebuild:
         anew: begin anew where an earlier run stopped. Raises OperatorError: "lost_partition" or "generation_replaced" if
         another process builds too, "schema_unknown", "rebuild_behind", those of Kafka and of consumers/database.py.
         """
-        if anew:
-            generations.abandon(self._state, self._projection)
-        build, resumed = generations.begin(self._state, self._projection)
+        build, resumed = generations.begin(self._state, self._projection, anew=anew)
         log.info("rebuild_begins", consumer=self._projection.name, generation=build.generation, resumed=resumed)
         # What an earlier rebuild has left, if it was killed while deleting.
         generations.drop_others(self._state, self._projection)

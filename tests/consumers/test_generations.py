@@ -1,12 +1,16 @@
 """A generation is built beside the live one and takes its place, in SQLite and in PostgreSQL: nobody sees half of it."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
-from kinguin_streams.consumers import derived, generations, outbox, reader
+from kinguin_streams.consumers import derived, generations, outbox, reader, tables
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.forgetting import forget_state
 from kinguin_streams.consumers.generations import Behind, Build, Swapped
@@ -138,6 +142,47 @@ def test_a_build_goes_on_where_it_stopped_and_another_version_begins_anew(
     store.close()
 
 
+def test_a_build_begun_anew_has_nothing_of_the_one_before_whose_writer_is_refused(
+    live: StateStore, settings: StateSettings
+) -> None:
+    given_up = built(settings, MENDED, EVENTS, 3, STATUS_TOPIC)
+    writer = StateStore(settings, MENDED, given_up)
+    build, resumed = generations.begin(settings, MENDED, anew=True)
+    assert (build.generation > given_up.generation, resumed) == (True, False)
+    with pytest.raises(OperatorError) as refused:
+        writer.apply([received(order_status("refunded", 9, order_id="Z"), 3)], [advance(STATUS_TOPIC, 3, 4)])
+    assert refused.value.code == "generation_replaced"
+    writer.close()
+    store = StateStore(settings, MENDED, build)
+    assert store.offsets(CLUSTER, {STATUS_TOPIC: "of a topic that was made anew"}) == {}
+    store.close()
+    generations.drop_others(settings, MENDED)
+    assert swap(settings, MENDED, build) == (Behind(STATUS_TOPIC, 0, 3, None),)
+
+
+def test_a_build_never_begins_with_rows_that_were_left_over(live: StateStore, settings: StateSettings) -> None:
+    left = built(settings, MENDED, EVENTS, 3, STATUS_TOPIC)
+    with live.engine.begin() as connection:
+        connection.execute(delete(tables.projection_build))
+    assert generations.begin(settings, MENDED) == (Build(left.generation + 1, 2), False)
+
+
+def test_of_two_processes_that_begin_at_once_one_joins_the_other_s_build(
+    live: StateStore, settings: StateSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, forget = threading.Barrier(2), generations._forget_build
+
+    def meet(*arguments: Any) -> None:
+        with suppress(threading.BrokenBarrierError):  # SQLite lets one in at a time
+            both.wait(0.5)
+        forget(*arguments)
+
+    monkeypatch.setattr(generations, "_forget_build", meet)
+    with ThreadPoolExecutor(2) as pool:
+        begun = list(pool.map(lambda _: generations.begin(settings, MENDED), range(2)))
+    assert sorted(begun) == [(Build(2, 2), False), (Build(2, 2), True)]
+
+
 def test_of_two_processes_that_build_the_same_one_is_refused(live: StateStore, settings: StateSettings) -> None:
     build = built(settings, MENDED, EVENTS[:1], 1, STATUS_TOPIC)
     second = StateStore(settings, MENDED, build)
@@ -234,7 +279,7 @@ def test_generations_that_nobody_needs_are_deleted_and_the_others_kept(
     assert generations.drop_others(settings, MENDED) == 2  # the states of two orders; offsets went with the swap
     assert generations.drop_others(settings, MENDED) == 0
     assert statuses(settings) == {"PHS84FJAG5U": "completed", "B": "pending"}
-    generations.abandon(settings, MENDED)
+    generations.begin(settings, MENDED, anew=True)
     assert generations.drop_others(settings, MENDED) == 3
 
 

@@ -1,0 +1,64 @@
+"""A rebuild that was begun is gone on with, or given up: over files in memory, without a broker."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from kinguin_streams.consumers import reader
+from kinguin_streams.consumers.batch import TopicPart
+from kinguin_streams.consumers.order_state import ORDER_STATE
+from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.replay.rebuild import Files, Identity, Rebuild
+from kinguin_streams.replay.receipt import Gap
+from kinguin_streams.replay.record import Record
+from kinguin_streams.schemas.codec import Decoder
+from kinguin_streams.telemetry.operator_error import OperatorError
+from tests.replay.test_replay_filters import order_status
+
+TOPIC = "kinguin.order.status"
+
+
+class InMemory:
+    """A source of records of one partition."""
+
+    gaps: tuple[Gap, ...] = ()
+
+    def __init__(self, *records: Record) -> None:
+        self._records = records
+
+    def read(self, start: Mapping[tuple[str, int], int]) -> Iterator[Sequence[Record]]:
+        wanted = [record for record in self._records if record.offset >= start.get((TOPIC, 0), 0)]
+        if wanted:
+            yield wanted
+
+    def close(self) -> None: ...
+
+
+def identity() -> Identity:
+    return "the-cluster", {TOPIC: "its-id"}
+
+
+def rebuild(state: StateSettings, files: str, *orders: str) -> Rebuild:
+    records = [order_status(order=order, offset=offset) for offset, order in enumerate(orders)]
+    return Rebuild(
+        ORDER_STATE,
+        state=state,
+        decoder=Decoder(),
+        expected={TOPIC: "order.status"},
+        identity=identity,
+        windows=lambda: (),
+        source=lambda _windows: InMemory(),
+        files=Files(files, (TopicPart(TOPIC, 0),), InMemory(*records)),
+    )
+
+
+def test_with_anew_other_files_are_read_and_nothing_of_the_first_ones_is_left(tmp_path: Path) -> None:
+    state = StateSettings(url=f"sqlite:///{tmp_path / 'state.db'}")
+    assert rebuild(state, "one", "A", "B").run(compare=0).differing == 2
+    with pytest.raises(OperatorError) as refused:
+        rebuild(state, "other", "C").run()
+    assert refused.value.code == "files_changed"
+    done = rebuild(state, "other", "C").run(anew=True)
+    assert (done.resumed, done.applied) == (False, 1)
+    assert [view.order_id for view in reader.order_views(state.url)] == ["C"]
