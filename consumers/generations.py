@@ -237,7 +237,8 @@ def _delete_some(settings: StateSettings, projection: Projection, table: Table) 
         if begun is not None:
             kept.append(begun.generation)
         key = [column for column in table.primary_key if column.name != "projection"]
-        old = and_(_of(projection, table), table.c.generation.not_in(kept))
+        # Not what is newer: where a build begins after `kept` was read, PostgreSQL's DELETE sees its rows (READ COMMITTED).
+        old = and_(_of(projection, table), table.c.generation.not_in(kept), table.c.generation < max(kept))
         last = connection.execute(select(*key).where(old).order_by(*key).limit(1).offset(ROWS_PER_DELETE - 1)).first()
         upto = old if last is None else and_(old, tuple_(*key) <= tuple_(*map(literal, last)))
         return connection.execute(delete(table).where(upto)).rowcount

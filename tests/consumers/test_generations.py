@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import Engine, delete, event
 
 from kinguin_streams.consumers import derived, generations, outbox, reader, tables
 from kinguin_streams.consumers.derived_states import every_state
@@ -281,6 +281,28 @@ def test_generations_that_nobody_needs_are_deleted_and_the_others_kept(
     assert statuses(settings) == {"PHS84FJAG5U": "completed", "B": "pending"}
     generations.begin(settings, MENDED, anew=True)
     assert generations.drop_others(settings, MENDED) == 3
+
+
+def test_a_build_that_begins_while_others_are_deleted_is_not_deleted(postgres: Any) -> None:
+    """SQLite lets one write at a time."""
+    settings = StateSettings(url=postgres.new_database(), busy_timeout_s=5.0)
+    live = StateStore(settings, BUGGY)
+    live.apply(EVENTS, [advance(STATUS_TOPIC, None, 3)])
+    live.close()
+    builds: list[Build] = []
+
+    def begin(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("DELETE FROM projection_state") and not builds:
+            builds.append(Build(0, 0))
+            builds.append(built(settings, MENDED, EVENTS, 3, STATUS_TOPIC))
+
+    event.listen(Engine, "before_cursor_execute", begin)
+    try:
+        assert generations.drop_others(settings, MENDED) == 0
+    finally:
+        event.remove(Engine, "before_cursor_execute", begin)
+    assert isinstance(swap(settings, MENDED, builds[1]), Swapped)
+    assert statuses(settings) == {"PHS84FJAG5U": "completed", "B": "pending"}
 
 
 def test_a_crash_while_building_leaves_state_and_offsets_together(live: StateStore, settings: StateSettings) -> None:
