@@ -290,6 +290,8 @@ def _queue_differences(connection: Connection, projection: Projection, live: int
     not_told = select(outbox.c.store, outbox.c.id).where(
         outbox.c.projection == projection.name, outbox.c.generation == live
     )
+    # Also of keys without a state here: that they are gone is what nobody has been told yet.
+    _count_revisions(connection, projection, new, not_told)
     keys = union(_keys(except_(after, before)), _keys(except_(before, after)), not_told).subquery()
     names = [column.name for column in outbox.columns]
     rows = (

@@ -222,6 +222,17 @@ def test_a_state_that_vanishes_is_queued_and_one_that_was_not_told_yet_stays_que
     assert told(live, MENDED, 1) == {}
 
 
+def test_a_tombstone_that_was_not_told_yet_stays_queued_through_the_next_swap(
+    live: StateStore, settings: StateSettings
+) -> None:
+    for generation in (2, 3):
+        swap(settings, MENDED, built(settings, MENDED, EVENTS[:2], 3, STATUS_TOPIC))
+        with live.engine.begin() as connection:
+            rows = outbox.peek(connection, MENDED.name, generation, 9)
+        assert [row.key.id for row in rows] == ["B"]
+    assert told(live, MENDED, 3) == {"B": 1}
+
+
 def test_an_order_that_was_forgotten_stays_forgotten(live: StateStore, settings: StateSettings) -> None:
     assert forget_state(settings, ORDER_STATE, StateKey("default", "B"))
     told(live, ORDER_STATE, 1)
