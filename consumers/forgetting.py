@@ -3,7 +3,7 @@
 from typing import Any
 
 from kinguin_streams.consumers import database, outbox
-from kinguin_streams.consumers.live_rows import live_generation
+from kinguin_streams.consumers.generations import held_live
 from kinguin_streams.consumers.projection import FoldProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 
@@ -17,7 +17,7 @@ def forget_state(settings: StateSettings, projection: FoldProjection[Any, Any], 
     engine = database.open_for_writing(settings)
     try:
         with database.explained(settings), engine.begin() as connection:
-            generation = live_generation(connection, projection.name)
-            return generation is not None and outbox.forget(connection, projection.name, generation, key)
+            live = held_live(connection, projection)
+            return live is not None and outbox.forget(connection, projection.name, live.generation, key)
     finally:
         engine.dispose()

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, case
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import database, tables
-from kinguin_streams.consumers.live_rows import live_generation
+from kinguin_streams.consumers.generations import held_live
 from kinguin_streams.consumers.outbox import OutboxWriter
 from kinguin_streams.consumers.projection import Projection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
@@ -23,12 +23,12 @@ def tell_again(settings: StateSettings, projection: Projection, told: Mapping[St
     engine = database.open_for_writing(settings)
     try:
         with database.explained(settings), engine.begin() as connection:
-            generation = live_generation(connection, projection.name)
-            if generation is None or not told:
+            live = held_live(connection, projection)
+            if live is None or not told:
                 return
             keys = sorted(told)
-            _outnumber(connection, projection.name, generation, {key: told[key] for key in keys})
-            OutboxWriter(projection.name, generation, engine.dialect.name).queue(connection, keys)
+            _outnumber(connection, projection.name, live.generation, {key: told[key] for key in keys})
+            OutboxWriter(projection.name, live.generation, engine.dialect.name).queue(connection, keys)
     finally:
         engine.dispose()
 

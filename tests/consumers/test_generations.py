@@ -1,10 +1,11 @@
 """A generation is built beside the live one and takes its place, in SQLite and in PostgreSQL: nobody sees half of it."""
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
 from kinguin_streams.consumers.projection import Projection, Received, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import LostPartition, StateStore
+from kinguin_streams.consumers.telling_again import tell_again
 from kinguin_streams.schemas.events import OrderComplete, OrderStatus
 from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.consumers.databases import CLUSTER, PRODUCT_TOPIC, STATUS_TOPIC, Crash, advance, crash_before_commit
@@ -240,6 +242,31 @@ def test_an_order_that_was_forgotten_stays_forgotten(live: StateStore, settings:
     assert isinstance(swap(settings, MENDED, build), Swapped)
     assert statuses(settings) == {"PHS84FJAG5U": "completed"}
     assert told(live, MENDED, 2) == {}
+
+
+FORGET = pytest.param(partial(forget_state, key=StateKey("default", "PHS84FJAG5U")), id="forget")
+TELL = pytest.param(partial(tell_again, told={StateKey("default", "PHS84FJAG5U"): 7}), id="tell again")
+
+
+@pytest.mark.parametrize("wish", [FORGET, TELL])
+def test_a_wish_that_meets_a_swap_is_done_in_the_new_generation(
+    live: StateStore, settings: StateSettings, monkeypatch: pytest.MonkeyPatch, wish: Callable[..., Any]
+) -> None:
+    build = built(settings, MENDED, EVENTS, 3, STATUS_TOPIC)
+    forget_build = generations._forget_build
+    with ThreadPoolExecutor(1) as pool:
+        meanwhile: list[Future[Any]] = []
+
+        def go_on(*arguments: Any) -> None:
+            meanwhile.append(pool.submit(wish, settings, ORDER_STATE))
+            wait(meanwhile, 0.5)
+            forget_build(*arguments)
+
+        monkeypatch.setattr(generations, "_forget_build", go_on)  # the swap's last step
+        assert isinstance(swap(settings, MENDED, build), Swapped)
+        assert meanwhile[0].result(10) in (True, None)
+    assert ("PHS84FJAG5U" in statuses(settings)) == (meanwhile[0].result() is None)
+    assert told(live, MENDED, 2)["PHS84FJAG5U"] > 1
 
 
 def test_what_differs_is_named_by_key_and_evidence_is_no_difference(live: StateStore, settings: StateSettings) -> None:
