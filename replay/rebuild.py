@@ -212,16 +212,19 @@ class Rebuild:
             ) from error
         sources = {part: PartitionSource(FILES, files.id, *part) for part in files.parts}
         start = {(source.topic, source.partition): offset for source, offset in stored.items()}
+        batches: Batches = files.source.read(start)
+        if not self._allow_gaps:
+            batches = _before(lambda: bool(files.source.gaps), batches)
         try:
-            self._take(store, files.source.read(start), sources, stored, 0)
+            self._take(store, batches, sources, stored, 0)
         finally:
             files.source.close()
         if (gaps := files.source.gaps) and not self._allow_gaps:
             raise OperatorError(
                 "files_damaged",
-                f"A file has lost offsets {gaps[0].start:,} to {gaps[0].end - 1:,} of {gaps[0].topic}/{gaps[0].partition}"
-                f" ({gaps[0].why}); {len(gaps)} in all. What is good of them has been read.",
-                "Restore the file and rebuild --anew, or go on without them with --allow-gaps.",
+                f"The files have lost offsets {gaps[0].start:,} to {gaps[0].end - 1:,} of "
+                f"{gaps[0].topic}/{gaps[0].partition} ({gaps[0].why}). What comes before them has been read.",
+                "Restore the file and run it again, with --anew if it asks for that, or go on without them with --allow-gaps.",
             )
         self._gaps += sum(gap.end - gap.start for gap in gaps)
 
@@ -261,6 +264,17 @@ class Rebuild:
         self._applied += len(records)
         # The live consumer has dead-lettered these when they came.
         self._unreadable += len(batch.dead_letters)
+
+
+def _before(lost: Callable[[], bool], batches: Batches) -> Iterator[Sequence[Record]]:
+    """Yield the batches that come before a loss. A source says that something is lost before it yields what lies behind.
+
+    So the stored offset stays at the loss, and a rebuild that goes on meets it again.
+    """
+    for batch in batches:
+        if lost():
+            return
+        yield batch
 
 
 def _sized(batches: Batches, size: int) -> Iterator[Sequence[Record]]:

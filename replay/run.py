@@ -33,7 +33,7 @@ class Source(Protocol):
 
     @property
     def gaps(self) -> Sequence[Gap]:
-        """What was to be read and is not there any more, as found so far."""
+        """What was to be read and is not there any more, as found so far: noted before anything behind it is yielded."""
         ...
 
     def read(self, start: Positions) -> Iterator[Sequence[Record]]:

@@ -1,0 +1,122 @@
+"""What is missing stops a rebuild before anything behind it is in the new state, however often it is run again."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from kinguin_streams.consumers import reader
+from kinguin_streams.consumers.batch import TopicPart
+from kinguin_streams.consumers.order_state import ORDER_STATE
+from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.replay import file_source
+from kinguin_streams.replay.container_files import ContainerWriter
+from kinguin_streams.replay.file_source import FileSource
+from kinguin_streams.replay.plan import Window
+from kinguin_streams.replay.rebuild import Files, Rebuild
+from kinguin_streams.replay.receipt import Gap, Positions
+from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.windows import EARLIEST, LATEST, parse_bounds, windows
+from kinguin_streams.schemas.codec import Decoder
+from kinguin_streams.telemetry.operator_error import OperatorError
+from tests.consumers.databases import state_settings
+from tests.replay.test_replay_filters import order_status
+
+TOPIC = "kinguin.order.status"
+RECORDS = [order_status(order=f"O{number}", offset=number) for number in range(30)]
+
+
+def exported(folder: Path) -> list[Path]:
+    """Write the records into three files of two blocks each."""
+    folder.mkdir()
+    writer = ContainerWriter(folder, TOPIC, 0)
+    for begin in range(0, 30, 5):
+        writer.write(RECORDS[begin : begin + 5])
+        writer.sync()  # ends a block
+        if begin % 10:
+            writer.close()
+    return list(writer.close())
+
+
+def damage(path: Path) -> bytes:
+    """Flip a bit of the last block; return what was there."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    return whole
+
+
+def rebuilding(
+    state: StateSettings, folder: Path | None, *, allow_gaps: bool = False, batch_records: int = 10_000
+) -> Rebuild:
+    return Rebuild(
+        ORDER_STATE,
+        state=state,
+        decoder=Decoder(),
+        expected={TOPIC: "order.status"},
+        identity=lambda: ("the-cluster", {TOPIC: "the-topic"}),
+        windows=lambda: (),
+        source=Nothing,
+        files=None if folder is None else files(folder),
+        allow_gaps=allow_gaps,
+        batch_records=batch_records,
+    )
+
+
+def files(folder: Path) -> Files:
+    found = file_source.find([folder])
+    facts = file_source.partition_facts(found)
+    whole = windows(facts, parse_bounds((), 0, EARLIEST), parse_bounds((), 0, LATEST))
+    return Files("the same", tuple(TopicPart(each.topic, each.partition) for each in facts), FileSource(found, whole))
+
+
+class Nothing:
+    """A Source of no records."""
+
+    gaps: Sequence[Gap] = ()
+
+    def __init__(self, _windows: Sequence[Window]) -> None:
+        pass
+
+    def read(self, start: Positions) -> Iterator[Sequence[Record]]:  # noqa: ARG002
+        yield from ()
+
+    def close(self) -> None:
+        pass
+
+
+def orders(state: StateSettings) -> set[str]:
+    return {view.order_id for view in reader.order_views(state.url)}
+
+
+@pytest.mark.parametrize("batch_records", [3, 10_000], ids=["small batches", "a batch over all files"])
+def test_a_damaged_file_refuses_each_run_and_a_restored_one_lets_it_go_on(tmp_path: Path, batch_records: int) -> None:
+    state = state_settings(tmp_path)
+    first, *_ = exported(tmp_path / "files")
+    whole = damage(first)
+    for _run in range(3):
+        with pytest.raises(OperatorError) as refused:
+            rebuilding(state, tmp_path / "files", batch_records=batch_records).run()
+        assert refused.value.code == "files_damaged"
+        assert "offsets 5 to 9" in refused.value.what
+        assert orders(state) == set(), "something was swapped in"
+    first.write_bytes(whole)
+    done = rebuilding(state, tmp_path / "files", batch_records=batch_records).run()
+    assert (done.swapped is not None, done.resumed, done.applied, done.gaps) == (True, True, 25, 0)
+    assert orders(state) == {f"O{number}" for number in range(30)}
+
+
+def test_a_damage_in_the_last_file_refuses_each_run_too(tmp_path: Path) -> None:
+    state = state_settings(tmp_path)
+    *_, last = exported(tmp_path / "files")
+    damage(last)
+    for _run in range(2):
+        with pytest.raises(OperatorError, match="offsets 25 to 29"):
+            rebuilding(state, tmp_path / "files").run()
+    assert orders(state) == set()
+
+
+def test_what_was_allowed_to_be_missing_is_counted(tmp_path: Path) -> None:
+    state = state_settings(tmp_path)
+    damage(exported(tmp_path / "files")[0])
+    done = rebuilding(state, tmp_path / "files", allow_gaps=True).run()
+    assert (done.swapped is not None, done.applied, done.gaps) == (True, 25, 5)
