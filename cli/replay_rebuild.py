@@ -72,6 +72,8 @@ def rebuild(
     try:
         windows = _windows(settings, asking, projection)
         files = file_source.find(map(Path, source)) if source else []
+        for warning in file_source.warnings(files):
+            output.talk(f"warning: {warning}")
         if not execute:
             _show_plan(projection, windows, files, as_json=as_json)
             return

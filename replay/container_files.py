@@ -34,6 +34,7 @@ RECORDS = "kinguin.records"
 NEXT_OFFSET = "kinguin.next_offset"
 REPLAY_ID = "kinguin.replay_id"
 PARTITIONS = "kinguin.partitions"
+FOLLOWS = "kinguin.follows"
 
 _MAGIC = b"Obj\x01"
 _MARKER_BYTES = 16
@@ -65,6 +66,8 @@ class ContainerHeader(NamedTuple):
 
     records, next_offset: None in a file that is not complete. schemas: as in ValueSchemas. size_bytes: of the header.
     partitions: how many the topic had that it was read from, 0 if that is not said.
+    follows: where the file before it ended, whose writer had nothing to write from there up to the first record of this one;
+    None in the first file of an export, and where that is not said.
     """
 
     replay_id: str
@@ -72,6 +75,7 @@ class ContainerHeader(NamedTuple):
     schemas: Mapping[str, str]
     records: int | None
     next_offset: int | None
+    follows: int | None
     marker: bytes
     size_bytes: int
 
@@ -119,6 +123,7 @@ class ContainerWriter(RolledWriter):
                 SCHEMAS: json.dumps({name: json.loads(text) for name, text in texts.items()}).encode(),
                 REPLAY_ID: self._replay_id.encode(),
                 PARTITIONS: b"%d" % self._partitions,
+                **({FOLLOWS: b"%d" % self._next_offset} if self._next_offset else {}),
                 RECORDS: _UNKNOWN,
                 NEXT_OFFSET: _UNKNOWN,
             },
@@ -187,6 +192,7 @@ def read_header(path: Path, file: BinaryIO, size_bytes: int) -> ContainerHeader:
             schemas=schemas,
             records=_number(meta.get(RECORDS, _UNKNOWN)),
             next_offset=_number(meta.get(NEXT_OFFSET, _UNKNOWN)),
+            follows=_number(meta.get(FOLLOWS, _UNKNOWN)),
             marker=found["sync"],
             size_bytes=data.tell(),
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -29,7 +30,7 @@ _IDENTITY_BYTES = 65_536
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     """A complete file. next_offset: the first one after its last record. partitions: how many its topic had, 0 for unknown.
 
-    identity: what changes when another file takes its name.
+    identity: what changes when another file takes its name. follows: as in ContainerHeader.
     """
 
     path: Path
@@ -37,6 +38,30 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     next_offset: int
     partitions: int
     identity: str
+    follows: int | None = None
+
+
+class Hole(NamedTuple):
+    """Offsets from `start` up to `end` that lie between two files of a partition, and may have had records.
+
+    is_sure: they had, since the file behind them says that its writer had filled another one up to `end`.
+    """
+
+    before: SourceFile
+    behind: SourceFile
+    start: int
+    end: int
+    is_sure: bool
+
+    @property
+    def why(self) -> str:
+        """What makes it a hole."""
+        if self.is_sure:
+            return f"{self.behind.path.name} follows a file that ended at offset {self.end:,}, and it is not here"
+        return (
+            f"they are between {self.before.path.name} and {self.behind.path.name}, and nothing says whether there were "
+            "records"
+        )
 
 
 def find(paths: Iterable[Path]) -> list[SourceFile]:
@@ -79,10 +104,10 @@ def described(path: Path, name: FileName) -> SourceFile:
     """Return what a file says of itself, without reading all of it if it can be helped."""
     with path.open("rb") as file:
         begin = blake2b(file.read(_IDENTITY_BYTES), digest_size=8).hexdigest()
-    partitions, next_offset = 0, None
+    partitions, next_offset, follows = 0, None, None
     if name.format == "avro":
         header = read_header_of(path)  # its marker is random: of two files the beginning is never the same
-        partitions, next_offset = header.partitions, header.next_offset
+        partitions, next_offset, follows = header.partitions, header.next_offset, header.follows
     elif last := last_record(path):
         next_offset = last.offset + 1
     if next_offset is None:  # written by a program of somebody else
@@ -90,7 +115,9 @@ def described(path: Path, name: FileName) -> SourceFile:
         for batch in read_batches(path):
             next_offset = batch[-1].offset + 1
     identity = f"{path.stat().st_size} bytes, {begin}"
-    return SourceFile(path=path, name=name, next_offset=next_offset, partitions=partitions, identity=identity)
+    return SourceFile(
+        path=path, name=name, next_offset=next_offset, partitions=partitions, identity=identity, follows=follows
+    )
 
 
 def identity(files: Iterable[SourceFile]) -> dict[str, str]:
@@ -98,15 +125,47 @@ def identity(files: Iterable[SourceFile]) -> dict[str, str]:
     return {f"file {file.path}": file.identity for file in files}
 
 
-def partition_facts(files: Iterable[SourceFile]) -> list[PartitionFacts]:
+def holes(files: Iterable[SourceFile]) -> list[Hole]:
+    """Return what lies between files of one partition, unless the second says that nothing does. files: as `find` returns them.
+
+    What compaction and filters have left out between two files of one export is no hole.
+    """
+    found = []
+    for before, behind in pairwise(files):
+        end = behind.name.first_offset if behind.follows is None else behind.follows
+        if before.name[:2] == behind.name[:2] and before.next_offset < end:
+            found.append(Hole(before, behind, before.next_offset, end, is_sure=behind.follows is not None))
+    return found
+
+
+def warnings(files: Iterable[SourceFile]) -> list[str]:
+    """Return what the files may lack between them, in sentences."""
+    return [
+        f"{hole.behind.name.topic}/{hole.behind.name.partition}: no file has offsets {hole.start:,} to {hole.end - 1:,}: {hole.why}"
+        for hole in holes(files)
+    ]
+
+
+def partition_facts(files: Sequence[SourceFile]) -> list[PartitionFacts]:
     """Return what windows are made of. No file says at which offset a time is reached: every time is at the first one."""
+    missing: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {}
+    for hole in holes(files):
+        place = hole.behind.name.topic, hole.behind.name.partition
+        missing[place] = (*missing.get(place, ()), (hole.start, hole.end))
     bounds: dict[tuple[str, int], tuple[int, int]] = {}
     for file in files:
         place = file.name.topic, file.name.partition
         first, _ = bounds.get(place, (file.name.first_offset, 0))
         bounds[place] = first, file.next_offset
     return [
-        PartitionFacts(topic=topic, partition=partition, earliest=first, latest=latest, offset_at=_Everywhere(first))
+        PartitionFacts(
+            topic=topic,
+            partition=partition,
+            earliest=first,
+            latest=latest,
+            offset_at=_Everywhere(first),
+            holes=missing.get((topic, partition), ()),
+        )
         for (topic, partition), (first, latest) in sorted(bounds.items())
     ]
 
@@ -151,17 +210,21 @@ def sampled(files: Iterable[SourceFile], windows: Sequence[Window]) -> tuple[tup
 
 
 class FileSource:
-    """A Source over files. A damaged file is read up to the damage; what it held behind it is a gap, and said so."""
+    """A Source over files. A damaged file is read up to the damage; what it held behind it is a gap, and said so.
+
+    So is a file that is surely missing between two others.
+    """
 
     def __init__(self, files: Sequence[SourceFile], windows: Sequence[Window]) -> None:
         """files: as `find` returns them."""
         self._files = files
         self._windows: Mapping[tuple[str, int], Window] = {(one.topic, one.partition): one for one in windows}
+        self._missing = {hole.behind.path: hole for hole in holes(files) if hole.is_sure}
         self._gaps: list[Gap] = []
 
     @property
     def gaps(self) -> Sequence[Gap]:
-        """What damaged files have lost of the windows, as found so far."""
+        """What damaged and missing files have lost of the windows, as found so far."""
         return self._gaps
 
     def read(self, start: Positions) -> Iterator[Sequence[Record]]:
@@ -171,8 +234,10 @@ class FileSource:
             window = self._windows.get(place)
             if window is None:
                 continue
-            begin, end = max(start.get(place, window.start), window.start), min(window.end, file.next_offset)
-            begin = max(begin, file.name.first_offset)
+            wanted = max(start.get(place, window.start), window.start)
+            if hole := self._missing.get(file.path):
+                self._lose(file.name, max(wanted, hole.start), min(window.end, hole.end), hole.why)
+            begin, end = max(wanted, file.name.first_offset), min(window.end, file.next_offset)
             if begin < end:
                 yield from self._read(file, begin, end)
 
@@ -192,9 +257,11 @@ class FileSource:
                     return
         except DamagedFile as damage:
             log.error("file_damaged", file=str(file.path), block=damage.block_number, position=damage.position)
-            self._gaps.append(
-                Gap(topic=file.name.topic, partition=file.name.partition, start=good, end=end, why=damage.what)
-            )
+            self._lose(file.name, good, end, damage.what)
+
+    def _lose(self, name: FileName, start: int, end: int, why: str) -> None:
+        if start < end:
+            self._gaps.append(Gap(topic=name.topic, partition=name.partition, start=start, end=end, why=why))
 
     def close(self) -> None:
         """Hold nothing."""

@@ -125,7 +125,7 @@ class RolledWriter(ABC):
 
     @abstractmethod
     def _begin(self, part: PartFile) -> None:
-        """Write what stands before the first record."""
+        """Write what stands before the first record. `_next_offset` is where the last file ended, 0 if there was none."""
 
     @abstractmethod
     def _begin_again(self, part: PartFile) -> None:

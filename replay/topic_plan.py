@@ -92,7 +92,7 @@ class Planner:
                 for name, partitions in file_source.partition_counts(wanted.files).items()
             ),
             identity=file_source.identity(wanted.files),
-            warnings=(),
+            warnings=tuple(file_source.warnings(wanted.files)),
             sampled_oldest_ms=oldest_ms,
         )
         return self.counted(reading, wanted) if wanted.exact else reading

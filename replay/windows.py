@@ -48,6 +48,7 @@ class PartitionFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the cluster says of a partition. earliest, latest: as in plan.Window.
 
     offset_at: for each time that was asked for, the first offset with a record of that time or later, `latest` if none.
+    holes: of files, offsets between two of them (start, and end left out) that may have had records.
     """
 
     topic: str
@@ -55,6 +56,12 @@ class PartitionFacts(msgspec.Struct, frozen=True, kw_only=True):
     earliest: int
     latest: int
     offset_at: Mapping[int, int] = {}
+    holes: tuple[tuple[int, int], ...] = ()
+
+    def covers(self, start: int, end: int) -> bool:
+        """Return whether all records from `start` up to, not including, `end` are there, as far as anybody can tell."""
+        in_a_hole = any(begin < end and start < behind for begin, behind in self.holes)
+        return self.earliest <= start and end <= self.latest and not in_a_hole
 
 
 def parse_bound(text: str, now_ms: int) -> Bound:
@@ -166,8 +173,7 @@ def refuse_gaps(made: Sequence[Window], elsewhere: Sequence[PartitionFacts] = ()
     lost = []
     for window in made:
         facts = there.get((window.topic, window.partition))
-        first_gone = window.earliest - window.gone
-        if facts is None or facts.earliest > first_gone or facts.latest < window.earliest:
+        if facts is None or not facts.covers(window.earliest - window.gone, window.earliest):
             lost.append(window)
     if said := warnings(lost):
         raise OperatorError(

@@ -120,3 +120,17 @@ def test_what_was_allowed_to_be_missing_is_counted(tmp_path: Path) -> None:
     damage(exported(tmp_path / "files")[0])
     done = rebuilding(state, tmp_path / "files", allow_gaps=True).run()
     assert (done.swapped is not None, done.applied, done.gaps) == (True, 25, 5)
+
+
+def test_a_missing_file_refuses_each_run(tmp_path: Path) -> None:
+    state = state_settings(tmp_path)
+    _, middle, _ = exported(tmp_path / "files")
+    middle.unlink()
+    for _run in range(2):
+        with pytest.raises(OperatorError) as refused:
+            rebuilding(state, tmp_path / "files").run()
+        assert refused.value.code == "files_damaged"
+        assert "offsets 10 to 19" in refused.value.what
+    assert orders(state) == set()
+    done = rebuilding(state, tmp_path / "files", allow_gaps=True).run()
+    assert (done.swapped is not None, done.applied, done.gaps) == (True, 10, 10)
