@@ -127,6 +127,7 @@ def _files(files: "list[SourceFile]") -> "Files":
         hashlib.sha256(msgspec.json.encode(file_source.identity(files), order="sorted")).hexdigest()[:32],
         tuple(TopicPart(each.topic, each.partition) for each in facts),
         file_source.FileSource(files, whole),
+        tuple(facts),
     )
 
 

@@ -20,8 +20,10 @@ from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
 from kinguin_streams.replay.as_message import sorted_out
 from kinguin_streams.replay.plan import Window
+from kinguin_streams.replay.receipt import Gap
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Source, Watch
+from kinguin_streams.replay.windows import PartitionFacts
 from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import RecordName
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -39,17 +41,22 @@ Identity = tuple[str, Mapping[str, str]]
 
 
 class Files(NamedTuple):
-    """What is read before the topics. id: the same only for the same files. parts: the partitions that they are of."""
+    """What is read before the topics. id: the same only for the same files. parts: the partitions that they are of.
+
+    facts: what they cover, so that it is not missed where the topics have lost it.
+    """
 
     id: str
     parts: tuple[TopicPart, ...]
     source: Source
+    facts: tuple[PartitionFacts, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What a rebuild has come to. applied: records of this process; unreadable: of them, ones that no consumer could read.
 
-    differing: keys whose facts are not those of the live state, if they were compared; the first ones by name.
+    gaps: offsets that were lost before they could be read, at most. differing: keys whose facts are not those of the live
+    state, if they were compared; the first ones by name.
     swapped: None if it stopped before.
     """
 
@@ -85,7 +92,7 @@ class Rebuild:
     ) -> None:
         """expected: topic to what it holds. windows: all of each topic, up to where it ends now.
 
-        allow_gaps: go on where a file is damaged, without what it has lost.
+        allow_gaps: go on without what files, or retention until it is read, have lost.
         """
         self._projection = projection
         self._state = state
@@ -98,13 +105,16 @@ class Rebuild:
         self._allow_gaps = allow_gaps
         self._batch_records = batch_records
         self._watch = watch or Watch()
-        self._applied = self._unreadable = self._gaps = 0
+        self._applied = self._unreadable = 0
+        self._covered = {(each.topic, each.partition): each for each in (files.facts if files is not None else ())}
+        self._gaps: dict[tuple[str, int, int], int] = {}  # (topic, partition, first offset) to the end
 
     def run(self, *, compare: int | None = None, anew: bool = False) -> Outcome:
         """Build, and swap; with `compare` say what differs instead, with so many examples, and keep what was built.
 
         anew: begin anew where an earlier run stopped. Raises OperatorError: "lost_partition" or "generation_replaced" if
-        another process builds too, "schema_unknown", "rebuild_behind", those of Kafka and of consumers/database.py.
+        another process builds too, "schema_unknown", "rebuild_behind", "files_damaged", "history_gone", those of Kafka and of
+        consumers/database.py.
         """
         build, resumed = generations.begin(self._state, self._projection, anew=anew)
         log.info("rebuild_begins", consumer=self._projection.name, generation=build.generation, resumed=resumed)
@@ -125,7 +135,7 @@ class Rebuild:
             resumed=resumed,
             applied=self._applied,
             unreadable=self._unreadable,
-            gaps=self._gaps,
+            gaps=sum(end - start for (_, _, start), end in self._gaps.items()),
             interrupted=swapped is None and (compare is None or not caught_up),
             swapped=swapped,
         )
@@ -159,7 +169,7 @@ class Rebuild:
         return None
 
     def _from_topics(self, store: StateStore) -> bool:
-        """Take in what the topics hold now; return whether all of it was."""
+        """Take in what the topics hold now; return whether all of it was. What they have lost is refused before what follows."""
         cluster_id, topic_ids = self._identity()
         stored = store.offsets(cluster_id, topic_ids)
         windows = self._windows()
@@ -168,22 +178,51 @@ class Rebuild:
             for part in (TopicPart(window.topic, window.partition) for window in windows)
         }
         left: list[Window] = []
+        gone: list[Gap] = []
         for window in windows:
-            start = stored.get(sources[TopicPart(window.topic, window.partition)])
-            if start is not None and start < window.earliest:
-                self._gaps += window.earliest - start
-            left.append(msgspec.structs.replace(window, start=max(start or 0, window.earliest)))
+            start = stored.get(sources[TopicPart(window.topic, window.partition)], 0)
+            if start < window.earliest:
+                gone.append(Gap(topic=window.topic, partition=window.partition, start=start, end=window.earliest))
+            left.append(msgspec.structs.replace(window, start=max(start, window.earliest)))
+        self._accept(self._missed(gone))
         left = [window for window in left if window.start < window.end]
         total = sum(window.records for window in left)
         reading = self._source(left)
+        batches: Batches = reading.read({})
+        if not self._allow_gaps:
+            batches = _before(lambda: bool(self._missed(reading.gaps)), batches)
         try:
-            done = self._take(store, reading.read({}), sources, stored, total)
-            self._gaps += sum(gap.end - gap.start for gap in reading.gaps)
+            done = self._take(store, batches, sources, stored, total)
         finally:
             reading.close()
+        self._accept(self._missed(reading.gaps))
         if done:
             self._pass_over_rest(store, left, sources, stored)
         return done
+
+    def _missed(self, gaps: Iterable[Gap]) -> list[Gap]:
+        """Return what the topics have lost, and the files that were read before them do not cover either."""
+        return [
+            gap
+            for gap in gaps
+            if (facts := self._covered.get((gap.topic, gap.partition))) is None or not facts.covers(gap.start, gap.end)
+        ]
+
+    def _accept(self, gaps: Sequence[Gap]) -> None:
+        """Count what is lost, or raise OperatorError("history_gone") if that was not allowed."""
+        if gaps and not self._allow_gaps:
+            raise OperatorError(
+                "history_gone",
+                f"Retention has deleted offsets {gaps[0].start:,} to {gaps[0].end - 1:,} of {gaps[0].topic}/"
+                f"{gaps[0].partition} before this rebuild came to read them. Nothing is swapped in; what it has built is kept.",
+                "Read them from files with --source, or go on without them with --allow-gaps.",
+            )
+        self._count(gaps)
+
+    def _count(self, gaps: Iterable[Gap]) -> None:
+        for gap in gaps:
+            where = gap.topic, gap.partition, gap.start
+            self._gaps[where] = max(gap.end, self._gaps.get(where, 0))
 
     def _pass_over_rest(
         self,
@@ -226,7 +265,7 @@ class Rebuild:
                 f"{gaps[0].topic}/{gaps[0].partition} ({gaps[0].why}). What comes before them has been read.",
                 "Restore the file and run it again, with --anew if it asks for that, or go on without them with --allow-gaps.",
             )
-        self._gaps += sum(gap.end - gap.start for gap in gaps)
+        self._count(gaps)
 
     def _take(
         self,
