@@ -2,13 +2,14 @@
 
 The order is the guarantee: first the effect (an event confirmed by Kafka, or the consumer's own), then the trail. A crash in
 between redrives once more: an event has the same id, a projection knows that it has taken the record in, a handler is called
-again.
+again. What is the fault of one dead letter is noted in its trail, and the others go on; whatever else ends a run, what has taken
+effect by then is noted first.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -17,21 +18,22 @@ from kinguin_streams.cluster.publisher import PublishFailed, Report
 from kinguin_streams.consumers.app import App
 from kinguin_streams.consumers.batch import TopicPart
 from kinguin_streams.consumers.handler_effect import HandlerEffect
+from kinguin_streams.consumers.handling import described
 from kinguin_streams.consumers.live_rows import LANE
 from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.store import Advance, LostPartition, PartitionSource, StateStore
-from kinguin_streams.ingress.decide import Accepted, Delivery, validated
+from kinguin_streams.ingress.decide import REFUSED_BY_KAFKA, Accepted, Delivery, validated
 from kinguin_streams.replay.as_message import sorted_out
 from kinguin_streams.replay.consumer_target import ConsumerTarget
-from kinguin_streams.replay.dead_letters import Found
+from kinguin_streams.replay.dead_letters import Found, LetterState
 from kinguin_streams.replay.pace import Pace
 from kinguin_streams.replay.plan import PaceLimit
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Watch
 from kinguin_streams.replay.trail import after_redrive, step
 from kinguin_streams.schemas.codec import Decoder, RecordEncoder
-from kinguin_streams.schemas.events import DeadLetter, DeadLetterTrail, Event, RecordName, StoreName
+from kinguin_streams.schemas.events import DeadLetter, Event, RecordName, StoreName
 from kinguin_streams.schemas.instants import to_rfc3339
 from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import Topics
@@ -42,6 +44,8 @@ log = structlog.get_logger()
 CHUNK: Final = 500
 ORIGIN: Final = b"dead-letter"
 NO_BREAKER: Final = 1_000_000
+FAULTS_OF_THE_LETTER: Final = frozenset({"topic_not_read", "schema_unknown"})
+"""OperatorErrors that are about the one record: those behind it may be all right."""
 
 
 class Sender(Protocol):
@@ -51,12 +55,19 @@ class Sender(Protocol):
         """Return what will be the record's delivery report; raises PublishFailed if it is not taken."""
         ...
 
+    def send_alone(self, record: OutgoingRecord) -> Report:
+        """Do the same in a batch of the record's own."""
+        ...
+
 
 class Redriver(Protocol):
     """Lets one dead letter's record take effect again."""
 
     def redrive(self, found: Found) -> str | None:
-        """Return None once it has, or why it was refused. Raises OperatorError for what is no affair of this one."""
+        """Return None once it has, or why it was refused.
+
+        Raises OperatorError for what is no affair of this one, or is of FAULTS_OF_THE_LETTER, and whatever a fold raises.
+        """
         ...
 
     def forget(self, found: Found) -> None:
@@ -66,6 +77,15 @@ class Redriver(Protocol):
     def close(self) -> None:
         """Let go of the consumer."""
         ...
+
+
+class _Taken(NamedTuple):
+    """A dead letter whose turn it was. refusal: why it had no effect. event: what was sent of it, and what Kafka will say."""
+
+    found: Found
+    refusal: str | None = None
+    redriver: Redriver | None = None
+    event: "_Sent | None" = None
 
 
 class Redriven(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,7 +245,11 @@ class Redrive:
         self._counts = {"redriven": 0, "refused": 0, "parked": 0, "skipped": 0}
 
     def run(self, found: Iterable[Found], total: int) -> Redriven:
-        """Redrive these, each id once. Raises OperatorError("redrive_refused") if Kafka does not take something."""
+        """Redrive these, each id once.
+
+        Raises OperatorError: "redrive_refused" if Kafka does not confirm something, and what a Redriver raises. What had
+        taken effect by then has its trail, as far as Kafka took it.
+        """
         done = 0
         for chunk in _chunks(found, self._pace.chunk_records(CHUNK) if self._pace.limited else CHUNK):
             self._chunk(chunk)
@@ -243,34 +267,42 @@ class Redrive:
         return msgspec.convert({**self._counts, "interrupted": interrupted}, Redriven)
 
     def _chunk(self, chunk: Sequence[Found]) -> None:
-        outcomes: list[tuple[Found, str | None, Redriver | None]] = []
-        reports: list[Report] = []
-        for each in chunk:
-            if each.letter.origin == "ingress":
-                outcomes.append((each, self._through_validator(each, reports), None))
-                continue
-            redriver = self._redriver_of(each.letter.consumer or "")
-            if redriver is None:
-                self._counts["skipped"] += 1
-                continue
-            outcomes.append((each, redriver.redrive(each), redriver))
-        self._settle(reports)
-        trails: list[Report] = []
-        for each, refusal, _ in outcomes:
-            state = after_redrive(each, refusal, self._most_attempts)
-            self._counts[state] += 1
-            self._note(
-                step(each, state, at_ms=_now_ms(), by=self._by, why=refusal, redrive_id=self._redrive_id), trails
-            )
-        self._settle(trails)
-        for each, _, redriver in outcomes:
-            if redriver is not None:
-                redriver.forget(each)
+        taken: list[_Taken] = []
+        try:
+            for each in chunk:
+                one = self._take(each)
+                if one is None:
+                    self._counts["skipped"] += 1
+                else:
+                    taken.append(one)
+        finally:
+            # Also after an error: what has no trail would take effect again in every run that comes to the same error.
+            self._settle(taken)
 
-    def _through_validator(self, found: Found, reports: list[Report]) -> str | None:
+    def _take(self, found: Found) -> _Taken | None:
+        """Let one take effect; return None if it is of a consumer that was not named."""
+        redriver = None
+        if found.letter.origin != "ingress":
+            redriver = self._redriver_of(found.letter.consumer or "")
+            if redriver is None:
+                return None
+        try:
+            if redriver is None:
+                return self._through_validator(found)
+            return _Taken(found, redriver.redrive(found), redriver)
+        except OperatorError as error:
+            if error.code not in FAULTS_OF_THE_LETTER:
+                raise
+            return _Taken(found, f"{error.code}: {error.what}")
+        except Exception as error:
+            # A fold may raise anything, and would again in every run: without its trail nothing behind it were ever reached.
+            log.exception("redrive_failed", dead_letter_id=found.letter.dead_letter_id)
+            return _Taken(found, f"redrive_failed: {described(error)}")
+
+    def _through_validator(self, found: Found) -> _Taken:
         event = judged(found.letter, _now_ms())
         if isinstance(event, str):
-            return event
+            return _Taken(found, event)
         record = outgoing(event, self._topics, self._encoder)
         headers = (
             *record.headers,
@@ -279,22 +311,55 @@ class Redrive:
             ("replay-id", self._redrive_id.encode()),
             ("dead-letter-id", found.letter.dead_letter_id.encode()),
         )
-        self._send(msgspec.structs.replace(record, headers=headers), reports)
-        return None
+        return _Taken(found, event=_Sent(self._sender, msgspec.structs.replace(record, headers=headers)))
 
-    def _note(self, trail: DeadLetterTrail, reports: list[Report]) -> None:
-        self._send(outgoing(trail, self._topics, self._encoder), reports)
+    def _settle(self, taken: Sequence[_Taken]) -> None:
+        """Note what has become of each whose effect is certain."""
+        unconfirmed: list[PublishFailed] = []
+        noted: list[tuple[_Taken, LetterState, _Sent]] = []
+        for each in taken:
+            if each.event is not None and (failed := each.event.failure()) is not None:
+                if failed.code != "refused":
+                    unconfirmed.append(failed)  # it may be there: no trail, and next time the same event id
+                    continue
+                each = each._replace(refusal=f"{REFUSED_BY_KAFKA}: {failed}")  # noqa: PLW2901
+            state = after_redrive(each.found, each.refusal, self._most_attempts)
+            trail = step(each.found, state, at_ms=_now_ms(), by=self._by, why=each.refusal, redrive_id=self._redrive_id)
+            noted.append((each, state, _Sent(self._sender, outgoing(trail, self._topics, self._encoder))))
+        for each, state, sent in noted:
+            if (failed := sent.failure()) is not None:
+                unconfirmed.append(failed)
+                continue
+            self._counts[state] += 1
+            if each.redriver is not None and each.refusal is None:
+                each.redriver.forget(each.found)
+        if unconfirmed:
+            raise _refused(unconfirmed[0]) from unconfirmed[0]
 
-    def _send(self, record: OutgoingRecord, reports: list[Report]) -> None:
-        try:
-            reports.append(self._sender.send(record))
-        except PublishFailed as failed:
-            raise _refused(failed) from failed
 
-    def _settle(self, reports: Sequence[Report]) -> None:
-        for report in reports:
-            if (failed := report.result()) is not None:
-                raise _refused(failed)
+class _Sent:
+    """A record on its way."""
+
+    def __init__(self, sender: Sender, record: OutgoingRecord) -> None:
+        self._sender, self._record = sender, record
+        self._report = _report(sender.send, record)
+
+    def failure(self) -> PublishFailed | None:
+        """Return None once Kafka has the record, or why it has not."""
+        failed = self._report.result()
+        if failed is None or failed.code != "refused":
+            return failed
+        # Kafka refuses a whole batch, be it because of another record in it.
+        return _report(self._sender.send_alone, self._record).result()
+
+
+def _report(send: Callable[[OutgoingRecord], Report], record: OutgoingRecord) -> Report:
+    try:
+        return send(record)
+    except PublishFailed as failed:
+        report = Report()
+        report.settle(failed)
+        return report
 
 
 def discard(
@@ -306,16 +371,10 @@ def discard(
     """
     count = 0
     for chunk in _chunks(found, CHUNK):
-        reports: list[Any] = []
-        for each in chunk:
-            trail = step(each, "discarded", at_ms=_now_ms(), by=by, why=reason)
-            try:
-                reports.append(sender.send(outgoing(trail, topics, encoder)))
-            except PublishFailed as failed:
+        trails = [step(each, "discarded", at_ms=_now_ms(), by=by, why=reason) for each in chunk]
+        for sent in [_Sent(sender, outgoing(trail, topics, encoder)) for trail in trails]:
+            if (failed := sent.failure()) is not None:
                 raise _refused(failed) from failed
-        for report in reports:
-            if (failed_report := report.result()) is not None:
-                raise _refused(failed_report)
         count += len(chunk)
     return count
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
 from kinguin_streams.consumers import reader
@@ -190,6 +191,24 @@ def test_the_ingress_s_go_through_today_s_validator_and_what_is_refused_is_parke
     assert [each["state"] for each in parked["trail"]] == ["refused", "parked"]
     assert "malformed_json" in parked["trail"][0]["why"]
     assert len(streams.dead_letters()) == 5, "the originals stay"
+
+
+def test_an_event_too_large_for_its_topic_is_refused_and_its_batch_is_not(
+    streams: Streams, command: Callable[..., Any]
+) -> None:
+    name = streams.name("order.status")
+    limit = ConfigEntry("max.message.bytes", "4000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[limit])
+    for future in streams.admin.incremental_alter_configs([resource]).values():
+        future.result()
+    large = at_ingress(99, "invalid_field", body(99)[:-1] + b',"note":"' + b"x" * 8_000 + b'"}')
+    streams.write(*(at_ingress(number, "invalid_field") for number in range(20)), large)
+    done = command("redrive", "--all", "--execute", "--json")
+    assert done.returncode == 1, done.stderr
+    assert (json.loads(done.stdout)["redriven"], json.loads(done.stdout)["refused"]) == (20, 1)
+    assert len(values(streams, "order.status")) == 20
+    why = json.loads(command("show", large.dead_letter_id, "--json").stdout)["trail"][0]["why"]
+    assert why.startswith("refused_by_kafka: ")
 
 
 def test_a_consumer_s_go_back_to_that_consumer_and_no_other(
