@@ -13,6 +13,7 @@ from kinguin_streams.cli.replay_options import Execute, MaxRecordsPerS
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.cluster.topic_reader import TopicReader
+    from kinguin_streams.consumers.loading import Loadable
     from kinguin_streams.replay.dead_letters import Asked, Found
     from kinguin_streams.replay.redrive import Redriver
 
@@ -212,7 +213,8 @@ def redrive(
     from kinguin_streams.replay.redrive import Redrive
 
     _refuse_unless_meant(ids, everything, reasons, consumers, events, stores, states, since, until)
-    with _opened(state_url) as all_of, _redrivers(all_of.settings, consumer or []) as redriver_of:
+    known = _known(consumer or [])
+    with _opened(state_url) as all_of, _redrivers(all_of.settings, known) as redriver_of:
         asked = _asked(
             ids or (),
             all_of.now_ms,
@@ -225,7 +227,7 @@ def redrive(
             until=until,
         )
         if not execute:
-            _show_plan(list(once_each(all_of.found(asked))), redriver_of, all_of.now_ms, as_json=as_json)
+            _show_plan(all_of, list(once_each(all_of.found(asked))), known, as_json=as_json)
             return
         all_of.refuse_without_trail()
         total = sum(1 for _ in once_each(all_of.found(asked)))
@@ -359,19 +361,24 @@ def _opened(state_url: str | None = None) -> Iterator[_AllOf]:
         reader.close()
 
 
-@contextmanager
-def _redrivers(settings: "Settings", named: list[str]) -> "Iterator[Callable[[str], Redriver | None]]":
-    """Yield what finds the redriver of a consumer by its name, made when it is first asked for."""
-    from kinguin_streams.cli import consumer_named, wiring
-    from kinguin_streams.consumers.app import App
+def _known(named: list[str]) -> "dict[str, Loadable]":
+    """Return the consumers whose dead letters can be redriven, by their names."""
+    from kinguin_streams.cli import consumer_named
     from kinguin_streams.consumers.samples import SAMPLES
-    from kinguin_streams.consumers.store import StateStore
+
+    return {sample.name: sample for sample in SAMPLES} | {
+        found.name: found for found in map(consumer_named.consumer, named)
+    }
+
+
+@contextmanager
+def _redrivers(settings: "Settings", known: "dict[str, Loadable]") -> "Iterator[Callable[[str], Redriver | None]]":
+    """Yield what finds the redriver of a consumer by its name, made when it is first asked for."""
+    from kinguin_streams.cli import replay_parts, wiring
+    from kinguin_streams.consumers.app import App
     from kinguin_streams.replay.redrive import HandlerRedriver, ProjectionRedriver
     from kinguin_streams.replay.run import Watch
 
-    known = {sample.name: sample for sample in SAMPLES} | {
-        found.name: found for found in map(consumer_named.consumer, named)
-    }
     made: dict[str, Redriver] = {}
     topics, decoder = wiring.topics(settings), wiring.decoder(settings)
 
@@ -384,7 +391,7 @@ def _redrivers(settings: "Settings", named: list[str]) -> "Iterator[Callable[[st
             made[name] = HandlerRedriver(consumer, settings.consumer, decoder=decoder, expected=expected, watch=Watch())
         else:
             expected = {topics.name(event): event for event in consumer.events}
-            store = StateStore(settings.state, consumer)
+            store = replay_parts.state_store(settings, consumer)
             made[name] = ProjectionRedriver(consumer, store, decoder=decoder, expected=expected)
         return made[name]
 
@@ -454,23 +461,26 @@ def _by() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _show_plan(
-    found: "list[Found]", redriver_of: "Callable[[str], Redriver | None]", now_ms: int, *, as_json: bool
-) -> None:
+def _show_plan(all_of: _AllOf, found: "list[Found]", known: "dict[str, Loadable]", *, as_json: bool) -> None:
     from collections import Counter
 
-    from kinguin_streams.cli import output
+    from kinguin_streams.cli import output, replay_parts
+    from kinguin_streams.consumers.app import App
     from kinguin_streams.replay.redrive import judged
+
+    for name in sorted({each.letter.consumer or "" for each in found} & known.keys()):
+        if not isinstance(consumer := known[name], App):
+            replay_parts.refuse_without_state(all_of.settings, consumer)
 
     counts: Counter[tuple[str, str]] = Counter()
     for each in found:
         letter = each.letter
         if letter.origin == "ingress":
-            event = judged(letter, now_ms)
+            event = judged(letter, all_of.now_ms)
             outcome = (
                 f"refused: {event.partition(':')[0]}" if isinstance(event, str) else f"an event {event.record_name}"
             )
-        elif redriver_of(letter.consumer or "") is None:
+        elif letter.consumer not in known:
             outcome = "left out: name it with --consumer"
         else:
             outcome = f"given to {letter.consumer}"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.cluster.publisher import KafkaPublisher
+    from kinguin_streams.consumers.projection import Projection
+    from kinguin_streams.consumers.store import StateStore
     from kinguin_streams.replay.filters import Filters
     from kinguin_streams.replay.frames import FrameGuard, TextOfId
     from kinguin_streams.replay.plan import Plan, Selection, Window
@@ -43,6 +45,40 @@ def publisher(settings: "Settings") -> "KafkaPublisher":
             wiring.kafka(settings), client_id=_CLIENT_ID, delivery_timeout_s=settings.replay.delivery_timeout_s
         )
     )
+
+
+def refuse_without_state(settings: "Settings", projection: "Projection") -> None:
+    """Raise OperatorError("state_missing") unless the projection's consumer has made a state in this database. Makes nothing.
+
+    In the wrong folder, or with a wrong URL, a database would be made, and records take effect where nobody looks.
+    """
+    from sqlalchemy import make_url
+
+    from kinguin_streams.consumers import database
+    from kinguin_streams.consumers.live_rows import live_generation
+    from kinguin_streams.telemetry.operator_error import OperatorError
+
+    engine = database.open_for_reading(settings.state)
+    try:
+        with database.explained(settings.state), engine.connect() as connection:
+            is_there = live_generation(connection, projection.name) is not None
+    finally:
+        engine.dispose()
+    if not is_there:
+        url = make_url(settings.state.url).render_as_string()
+        raise OperatorError(
+            "state_missing",
+            f"There is no state of {projection.name} in {url}.",
+            f"Start `kinguin-streams consume {projection.name}` with this database, or check KINGUIN_STATE__URL.",
+        )
+
+
+def state_store(settings: "Settings", projection: "Projection") -> "StateStore":
+    """Return the store of a state that is there; the caller closes it. Raises as refuse_without_state and StateStore do."""
+    from kinguin_streams.consumers.store import StateStore
+
+    refuse_without_state(settings, projection)
+    return StateStore(settings.state, projection)
 
 
 def survey(settings: "Settings") -> "Survey":
@@ -162,21 +198,20 @@ def _consumer_target(settings: "Settings", plan: "Plan", stop: "Callable[[], boo
     from kinguin_streams.consumers.app import App
     from kinguin_streams.consumers.effect import Effect, StateEffect
     from kinguin_streams.consumers.handler_effect import HandlerEffect
-    from kinguin_streams.consumers.store import StateStore
     from kinguin_streams.replay.consumer_target import ConsumerTarget
     from kinguin_streams.replay.run import Watch
 
     consumer = consumer_named.consumer(plan.destination.options["consumer"])
     topics = wiring.topics(settings)
-    publisher = wiring.publisher(settings, client_id=_CLIENT_ID)
-    encoder = wiring.dead_letter_encoder(settings)
     store: StateStore | None = None
     effect: Effect
     if isinstance(consumer, App):
         effect = HandlerEffect(consumer, settings.consumer, replay=True)
     else:
-        store = StateStore(settings.state, consumer)
+        store = state_store(settings, consumer)
         effect = StateEffect(consumer, store)
+    publisher = wiring.publisher(settings, client_id=_CLIENT_ID)
+    encoder = wiring.dead_letter_encoder(settings)
 
     def close() -> None:
         publisher.close(timeout_s=10.0)

@@ -131,6 +131,7 @@ def revisions(state: StateSettings) -> int:
 def test_a_projection_takes_each_record_in_once_beside_its_own_consumer(
     streams: Streams, state: StateSettings, tmp_path: Path
 ) -> None:
+    StateStore(state, ORDER_STATE).close()
     settings = settings_of(streams, tmp_path, state, KINGUIN_REPLAY__BATCH_RECORDS="20")
     command = [*COMMAND, "replay", "consumer", "order-state", "--max-records-per-s", "200", "--execute"]
     process = subprocess.Popen(command, env=clean_environment(settings), cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -153,6 +154,12 @@ def test_a_projection_takes_each_record_in_once_beside_its_own_consumer(
     again = run(settings, *command[3:-3], "--execute", "--json")
     assert again.returncode == 0, again.stderr
     assert {len(view.facts) for view in reader.order_views(state.url)} == {2}
+
+
+def test_where_a_projection_has_no_state_a_replay_makes_none(streams: Streams, tmp_path: Path) -> None:
+    refused = run(settings_of(streams, tmp_path), "replay", "consumer", "order-state", "--execute")
+    assert (refused.returncode, "KINGUIN_STATE__URL" in refused.stderr) == (1, True), refused.stderr
+    assert not list(tmp_path.glob("state.db*"))
 
 
 def test_records_of_a_topic_that_the_consumer_does_not_read_are_refused(streams: Streams, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
 from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.order_state import ORDER_STATE
+from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
 from kinguin_streams.consumers.store import StateStore
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer, from_ingress
@@ -104,6 +105,11 @@ def command(settings: dict[str, str]) -> Callable[..., Any]:
         return run({**settings, **more}, "dead-letters", *arguments, timeout_s=300)
 
     return call
+
+
+def begin_state(folder: Path) -> None:
+    """Make the database of order-state, as its consumer does when it starts."""
+    StateStore(state_settings(folder), ORDER_STATE).close()
 
 
 def values(streams: Streams, record: Any) -> list[Any]:
@@ -211,6 +217,24 @@ def test_an_event_too_large_for_its_topic_is_refused_and_its_batch_is_not(
     assert why.startswith("refused_by_kafka: ")
 
 
+def test_where_the_consumer_has_no_state_neither_a_plan_nor_a_redrive_makes_one(
+    streams: Streams, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    streams.write(at_consumer(1, "order-state", streams.name("order.status")))
+    for arguments in (("redrive", "--all"), ("redrive", "--all", "--execute")):
+        refused = command(*arguments)
+        assert (refused.returncode, "KINGUIN_STATE__URL" in refused.stderr) == (1, True), refused.stderr
+        assert not list(tmp_path.glob("state.db*"))
+    StateStore(state_settings(tmp_path), PRODUCT_CHANGES).close()
+    for arguments in (("redrive", "--all"), ("redrive", "--all", "--execute")):
+        refused = command(*arguments)
+        assert (refused.returncode, "no state of order-state" in refused.stderr) == (1, True), refused.stderr
+    assert streams.ends("dead-letter.trail") == {}
+    begin_state(tmp_path)
+    assert command("redrive", "--all").returncode == 0
+    assert states(command) == {"new": 1}
+
+
 def test_a_consumer_s_go_back_to_that_consumer_and_no_other(
     streams: Streams, command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -219,6 +243,7 @@ def test_a_consumer_s_go_back_to_that_consumer_and_no_other(
         *(at_consumer(number, "mine", topic) for number in range(3)),
         *(at_consumer(number, "order-state", topic) for number in range(3)),
     )
+    begin_state(tmp_path)
     done = command("redrive", "--all", "--execute", "--json")
     assert (done.returncode, json.loads(done.stdout)["redriven"], json.loads(done.stdout)["skipped"]) == (0, 3, 3)
     state = state_settings(tmp_path)
@@ -254,8 +279,9 @@ def test_a_discard_leaves_a_trail_and_the_dead_letter(streams: Streams, command:
 
 
 def test_a_record_that_its_consumer_has_failed_at_once_more_is_new_again(
-    streams: Streams, command: Callable[..., Any]
+    streams: Streams, command: Callable[..., Any], tmp_path: Path
 ) -> None:
+    begin_state(tmp_path)
     topic = streams.name("order.status")
     streams.write(at_consumer(1, "order-state", topic))
     assert command("redrive", "--all", "--execute").returncode == 0
@@ -296,6 +322,7 @@ def test_dead_letters_of_five_kinds_redriven_after_a_fix_and_killed_in_between_n
         *(at_consumer(number, "mine", topic) for number in range(each)),
         *(at_consumer(number, "order-state", topic) for number in range(each)),
     )
+    begin_state(tmp_path)
     arguments = ["redrive", "--all", "--consumer", f"{tmp_path / 'mine.py'}:app", "--execute"]
     slow = [*COMMAND, "dead-letters", *arguments, "--max-records-per-s", str(count / 10)]
     process = subprocess.Popen(slow, env=clean_environment({**os.environ, **settings}), stderr=subprocess.DEVNULL)
