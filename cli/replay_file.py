@@ -51,8 +51,8 @@ def file(
     """Write records into files, one partition in each: topic, offset, time, key, value and headers as they are, to the byte.
 
     A file is named TOPIC.PARTITION.FIRSTOFFSET.avro (or .jsonl), with .part at the end until it is complete. Any reader of
-    Avro with zstandard reads them; the metadata kinguin.schemas says how the values are decoded. `replay topic --source
-    FOLDER` is the way back.
+    Avro with zstandard reads them; the metadata kinguin.schemas says how the values are decoded. `replay topic NAME NAME
+    --source FOLDER` is the way back, for each topic.
 
     Without --execute it shows the plan. With it, the files are written and proven by reading them back, record by record.
 

@@ -77,7 +77,7 @@ Source = Annotated[
     typer.Option(
         "--source",
         metavar="PATH",
-        help="read files that `replay file` has written, or folders of them, instead of topics; repeatable",
+        help="read files that `replay file` has written, or folders of them, instead of Kafka; TOPIC... says which; repeatable",
         show_default=False,
     ),
 ]
@@ -146,9 +146,13 @@ def pace(max_records_per_s: float | None, max_bytes_per_s: float | None) -> "Pac
 
 
 def files(source: list[Path] | None, topics: list[str] | None) -> "tuple[SourceFile, ...]":
-    """Return the files that are read instead of topics, if any. Raises typer.BadParameter for both, or for neither."""
-    from kinguin_streams.replay.file_source import find
+    """Return the files that are read instead of Kafka, if any: of the topics, or all of them where none is named.
 
-    if bool(source) == bool(topics):
-        raise typer.BadParameter("name the topics that are read, or --source, and not both", param_hint="TOPIC...")
-    return tuple(find(source)) if source else ()
+    Raises typer.BadParameter for neither files nor topics; OperatorError as file_source.find and topic_plan.files_of do.
+    """
+    from kinguin_streams.replay.file_source import find
+    from kinguin_streams.replay.topic_plan import files_of
+
+    if not source and not topics:
+        raise typer.BadParameter("name the topics that are read, or --source, or both", param_hint="TOPIC...")
+    return files_of(find(source), topics or ()) if source else ()

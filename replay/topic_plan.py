@@ -13,6 +13,7 @@ from kinguin_streams.replay.run import Source
 from kinguin_streams.replay.survey import Count, Survey, TopicFacts, count
 from kinguin_streams.replay.topic_target import Timestamp
 from kinguin_streams.replay.windows import Bounds
+from kinguin_streams.telemetry.operator_error import OperatorError
 
 MakeSource = Callable[[Sequence[Window]], Source]
 MakeFilters = Callable[[Selection, Sequence[Window]], Filters]
@@ -21,7 +22,7 @@ MakeFilters = Callable[[Selection, Sequence[Window]], Filters]
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What a person asked for, of any target. now_ms: when; what `-7d` counted back from.
 
-    exact: count what is selected by reading all of it. files: what is read instead of topics.
+    exact: count what is selected by reading all of it. files: what is read instead of Kafka; of these topics, if any is named.
     """
 
     topics: tuple[str, ...]
@@ -122,9 +123,11 @@ class Planner:
     ) -> Plan:
         """Return the plan of a copy into a topic.
 
-        Raises OperatorError as `reading` does, and for a target that must not be written to: topic_target.refuse and
-        refuse_too_old. Where neither the window nor a sample says how old the oldest selected record is, all are read.
+        Raises OperatorError as `reading` does, "source_mixed", and for a target that must not be written to:
+        topic_target.refuse and refuse_too_old. Where neither the window nor a sample says how old the oldest selected record is, all are read.
         """
+        if not wanted.topics:
+            refuse_mixed(wanted.files, target)
         into = self._survey.topics((target,))[target]
         sources = {} if wanted.files else self._survey.topics(wanted.topics)
         topic_target.refuse(into, {name: facts.topic_id for name, facts in sources.items()}, timestamp, force=force)
@@ -160,6 +163,33 @@ class Planner:
         oldest = [one.oldest_ms for one in (counted.counts or {}).values() if one.oldest_ms is not None]
         topic_target.refuse_too_old(into, min(oldest, default=None), wanted.now_ms)
         return counted
+
+
+def files_of(files: Sequence[SourceFile], topics: Sequence[str]) -> tuple[SourceFile, ...]:
+    """Return the files of these topics, all where none is named. Raises OperatorError("source_empty") for one without any."""
+    there = {file.name.topic for file in files}
+    for topic in topics:
+        if topic not in there:
+            raise OperatorError(
+                "source_empty",
+                f"The files of --source hold nothing of {topic}; they hold {', '.join(sorted(there))}.",
+                "Name a topic as the files are named: TOPIC.PARTITION.OFFSET.avro or .jsonl.",
+            )
+    return tuple(file for file in files if not topics or file.name.topic in topics)
+
+
+def refuse_mixed(files: Sequence[SourceFile], target: str) -> None:
+    """Raise OperatorError("source_mixed") for files of several topics, where nobody has said which go into the target.
+
+    A folder holds all topics of an export, and the proof of a copy of all of them into one would hold.
+    """
+    there = sorted({file.name.topic for file in files})
+    if there[1:]:
+        raise OperatorError(
+            "source_mixed",
+            f"The files hold {', '.join(there)}: all of them would go into {target}.",
+            f"Name what is to go there: `replay topic {target} {target if target in there else there[0]} --source …`.",
+        )
 
 
 def copy_options(into: TopicFacts, sources: Sequence[TopicFacts], timestamp: Timestamp) -> dict[str, Any]:

@@ -110,12 +110,31 @@ def test_a_file_that_has_lost_its_end_gives_what_it_has_and_exits_1(bench: Bench
     assert 0 < said["written"]["records"] == gap["start"] < 5_000
 
 
+def test_two_topics_of_one_folder_go_back_each_into_its_own(bench: Bench) -> None:
+    """What moves a cluster, and what restores a lost topic: one export of both, and one command for each."""
+    sources = [bench.topic("a.one"), bench.topic("a.two")]
+    for number, source in enumerate(sources):
+        bench.produce(source, numbered(300, begin=1_000 * number))
+    folder = str(bench.folder / "files")
+    bench.done("file", folder, *sources, "--execute")
+    targets = [bench.topic("b.one"), bench.topic("b.two")]
+    mixed = bench.replay("topic", targets[0], "--source", folder, "--execute")
+    assert (mixed.returncode, "would go into" in mixed.stderr) == (1, True), mixed.stderr
+    unknown = bench.replay("topic", targets[0], targets[1], "--source", folder, "--execute")
+    assert (unknown.returncode, f"nothing of {targets[1]}" in unknown.stderr) == (1, True), unknown.stderr
+    for source, target in zip(sources, targets, strict=True):
+        assert bench.raw(target) == []
+        said = bench.done("topic", target, source, "--source", folder, "--execute")
+        assert (said["written"]["records"], said["proof"]["holds"]) == (300, True)
+    for source, target in zip(sources, targets, strict=True):
+        assert without_replay(bench.raw(target)) == bench.raw(source)
+
+
 def test_sources_are_topics_or_files_and_a_full_folder_is_refused(bench: Bench) -> None:
     source, target = bench.topic("source"), bench.topic("target")
     bench.produce(source, numbered(10))
     folder = str(bench.folder / "files")
     assert bench.replay("topic", target).returncode == 2
-    assert bench.replay("topic", target, source, "--source", folder).returncode == 2
     missing = bench.replay("topic", target, "--source", folder)
     assert (missing.returncode, "no file or folder" in missing.stderr) == (1, True)
     bench.done("file", folder, source, "--execute")

@@ -1,11 +1,14 @@
 """What a plan says, and which targets it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from kinguin_streams.replay import topic_target
+from kinguin_streams.replay.file_names import FileName
+from kinguin_streams.replay.file_source import SourceFile
 from kinguin_streams.replay.plan import (
     Destination,
     PaceLimit,
@@ -21,6 +24,7 @@ from kinguin_streams.replay.plan import (
 )
 from kinguin_streams.replay.run import unchanged
 from kinguin_streams.replay.survey import TopicFacts
+from kinguin_streams.replay.topic_plan import files_of, refuse_mixed
 from kinguin_streams.replay.topic_target import LandedOffsets
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -79,6 +83,23 @@ def test_warnings_say_what_a_target_may_do_to_a_copy() -> None:
         "murmur2",
     ]
     assert topic_target.warnings(facts(), [facts("source")]) == []
+
+
+def of(topic: str) -> SourceFile:
+    name = FileName(topic, 0, 0, "avro")
+    return SourceFile(path=Path(f"{topic}.0.0.avro"), name=name, next_offset=9, partitions=1, identity="")
+
+
+def test_files_of_several_topics_go_nowhere_until_somebody_says_which() -> None:
+    files = [of("a"), of("b")]
+    with pytest.raises(OperatorError) as mixed:
+        refuse_mixed(files, "b")
+    assert (mixed.value.code, "replay topic b b --source" in mixed.value.hint) == ("source_mixed", True)
+    refuse_mixed(files[:1], "b")  # a copy may have another name
+    assert files_of(files, ()) == tuple(files)
+    assert files_of(files, ["b"]) == (files[1],)
+    with pytest.raises(OperatorError, match="hold nothing of c; they hold a, b"):
+        files_of(files, ["a", "c"])
 
 
 def test_what_was_made_anew_is_not_what_was_planned() -> None:
