@@ -46,7 +46,7 @@ def consumer(
 
     from uuid_utils.compat import uuid7
 
-    from kinguin_streams.cli import consumer_named, replay_parts, replay_running, wiring
+    from kinguin_streams.cli import consumer_named, replay_running, wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.app import App
     from kinguin_streams.replay import consumer_target
@@ -78,11 +78,8 @@ def consumer(
             event_time=event_time,
         ),
     )
-    asking = replay_parts.survey(settings)
-    try:
-        reading = replay_parts.planner(settings, asking).reading(wanted)
-    finally:
-        asking.close()
+    with options.planner(settings) as planner:
+        reading = planner.reading(wanted)
     plan = Plan(
         replay_id=str(uuid7()),
         made_at_ms=now_ms,

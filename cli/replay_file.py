@@ -62,7 +62,7 @@ def file(
 
     from uuid_utils.compat import uuid7
 
-    from kinguin_streams.cli import replay_parts, replay_running
+    from kinguin_streams.cli import replay_running
     from kinguin_streams.cli.settings import load
     from kinguin_streams.replay.file_plan import export
     from kinguin_streams.replay.topic_plan import Wanted
@@ -91,18 +91,8 @@ def file(
             event_time=event_time,
         ),
     )
-    asking = replay_parts.survey(settings)
-    try:
-        plan = export(
-            replay_parts.planner(settings, asking),
-            str(uuid7()),
-            wanted,
-            folder,
-            file_format=file_format.value,
-            max_bytes=max_file_bytes,
-        )
-    finally:
-        asking.close()
+    with options.planner(settings) as planner:
+        plan = export(planner, str(uuid7()), wanted, folder, file_format=file_format.value, max_bytes=max_file_bytes)
     if execute:
         replay_running.execute(settings, plan, as_json=as_json)
     else:

@@ -29,8 +29,8 @@ def group(
 ) -> None:
     """Move a consumer group's offsets, so that its own consumers read from there when they start again.
 
-    For handlers and for consumers of others; a projection is rebuilt instead. Refused while the group has members. Without
-    --execute it shows each partition's offset before and after; with it, the receipt keeps them for `replay undo`.
+    For handlers and for consumers of others; a projection is rebuilt instead. Where --from P=N alone is given, the other
+    partitions stay where they are. Refused while the group has members. Without --execute it shows each partition's offset before and after; with it, the receipt keeps them for `replay undo`.
 
     Example: kinguin-streams replay group kinguin-streams.notifier kinguin.order.complete --from -7d --execute
     """
@@ -55,11 +55,8 @@ def group(
     now_ms = round(time.time() * 1000)
     first, last = replay_options.bounds(since, None, now_ms)
     wanted = Wanted(topics=wanted_topics, since=first, until=last, now_ms=now_ms)
-    asking = replay_parts.survey(settings)
-    try:
-        reading = replay_parts.planner(settings, asking).reading(wanted)
-    finally:
-        asking.close()
+    with replay_options.planner(settings) as planner:
+        reading = planner.reading(wanted)
     found = _described(settings, group_name)
     group_target.refuse_live(group_name, found)
     config = replay_parts.group_config(settings, group_name)

@@ -1,5 +1,7 @@
 """Options that several `replay` subcommands have: the window, the filters, the pace."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +11,10 @@ if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.replay.file_source import SourceFile
     from kinguin_streams.replay.plan import PaceLimit, Selection
+    from kinguin_streams.replay.topic_plan import Planner
     from kinguin_streams.replay.windows import Bounds
 
-_BOUND = "earliest, latest, offset:N, -7d, 2026-01-31T12:00:00Z; P=N for partition P, repeatable"
+_BOUND = "earliest, latest, offset:N, -7d, 2026-01-31T12:00:00Z; P=N for partition P alone, repeatable"
 
 Since = Annotated[
     list[str] | None,
@@ -95,6 +98,21 @@ def bounds(since: list[str] | None, until: list[str] | None, now_ms: int) -> "tu
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=option) from error
     return found[0], found[1]
+
+
+@contextmanager
+def planner(settings: "Settings") -> "Iterator[Planner]":
+    """Yield what makes plans. Raises typer.BadParameter for a bound of a partition that there is not."""
+    from kinguin_streams.cli import replay_parts
+    from kinguin_streams.replay.windows import NoSuchPartition
+
+    asking = replay_parts.survey(settings)
+    try:
+        yield replay_parts.planner(settings, asking)
+    except NoSuchPartition as error:
+        raise typer.BadParameter(str(error), param_hint="--from/--until") from error
+    finally:
+        asking.close()
 
 
 def selection(

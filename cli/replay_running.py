@@ -59,6 +59,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     from kinguin_streams.replay.consumer_target import ConsumerTarget
     from kinguin_streams.replay.receipt import partition_name
     from kinguin_streams.replay.run import prove, run
+    from kinguin_streams.replay.windows import of_span
 
     output.talk(f"receipt: {receipt.path}")
     contents = receipt.contents()
@@ -91,7 +92,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     for gap in contents.gaps:
         output.talk(
             f"warning: {partition_name(gap.topic, gap.partition)} has lost offsets {gap.start:,} to {gap.end - 1:,}: "
-            f"{gap.why}"
+            f"{gap.why}; to read these again, where they are left: {gap.topic} {of_span(gap.partition, gap.start, gap.end)}"
         )
     show(contents, as_json=as_json)
     receipt.close()

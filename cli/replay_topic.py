@@ -56,7 +56,7 @@ def topic(
 
     from uuid_utils.compat import uuid7
 
-    from kinguin_streams.cli import replay_parts, replay_running
+    from kinguin_streams.cli import replay_running
     from kinguin_streams.cli.settings import load
     from kinguin_streams.replay.topic_plan import Wanted
     from kinguin_streams.telemetry.logs import configure
@@ -84,13 +84,8 @@ def topic(
             event_time=event_time,
         ),
     )
-    asking = replay_parts.survey(settings)
-    try:
-        plan = replay_parts.planner(settings, asking).copy(
-            str(uuid7()), wanted, target, timestamp=timestamp.value, force=force
-        )
-    finally:
-        asking.close()
+    with options.planner(settings) as planner:
+        plan = planner.copy(str(uuid7()), wanted, target, timestamp=timestamp.value, force=force)
     if execute:
         replay_running.execute(settings, plan, as_json=as_json)
     else:

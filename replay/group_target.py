@@ -4,13 +4,14 @@ For handlers and for consumers of others. A projection's offsets are in its data
 nothing: it is rebuilt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kinguin_streams.cluster import groups
 from kinguin_streams.cluster.groups import Group
+from kinguin_streams.replay import windows
 from kinguin_streams.replay.checksum import Tally, tally
-from kinguin_streams.replay.plan import Destination, Plan
+from kinguin_streams.replay.plan import Destination, Plan, Window
 from kinguin_streams.replay.receipt import Checkpoint, Proof, Receipt, partition_name, split_partition
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.topic_plan import Reading, Wanted
@@ -43,25 +44,27 @@ def plan_move(
     committed: Offsets,
     is_ours: bool,
 ) -> Plan:
-    """Return the plan of moving a group to where the windows begin.
+    """Return the plan of moving a group to where the windows begin. Where only some partitions are named, the others stay.
 
     committed: what the group has committed. is_ours: whether our handlers keep the topic's id beside their offsets.
     """
     ids = {facts.name: facts.topic_id for facts in reading.topics}
-    warnings = list(reading.warnings)
+    some = wanted.since.of_one if wanted.since.only_some else None
+    moved = tuple(window for window in reading.windows if some is None or window.partition in some)
+    warnings = windows.warnings(moved)
     if group is None:
         warnings.append(f"Kafka knows of no group {name}: it is made by this")
     return Plan(
         replay_id=replay_id,
         made_at_ms=wanted.now_ms,
-        windows=reading.windows,
+        windows=moved,
         source_identity=reading.identity,
         warnings=tuple(warnings),
         destination=Destination(
             kind=KIND,
             name=name,
             options={
-                "before": {partition_name(*part): committed.get(part) for part in _parts(reading)},
+                "before": {partition_name(*part): committed.get(part) for part in _parts(moved)},
                 "metadata": ids if is_ours else {},
             },
         ),
@@ -139,8 +142,8 @@ def parts_of(plan: Plan) -> list[tuple[str, int]]:
     return [split_partition(name) for name in plan.destination.options["before"]]
 
 
-def _parts(reading: Reading) -> list[tuple[str, int]]:
-    return [(window.topic, window.partition) for window in reading.windows]
+def _parts(made: Sequence[Window]) -> list[tuple[str, int]]:
+    return [(window.topic, window.partition) for window in made]
 
 
 def _tally(offsets: Offsets) -> Tally:

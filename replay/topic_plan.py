@@ -57,10 +57,11 @@ class Planner:
         self._survey, self._make_source, self._make_filters = survey, make_source, make_filters
 
     def reading(self, wanted: Wanted) -> Reading:
-        """Return what is read. Raises OperatorError: "topic_missing", "kafka_unreachable"."""
+        """Return what is read. Raises NoSuchPartition, OperatorError: "topic_missing", "kafka_unreachable"."""
         if wanted.files:
             return self._reading_files(wanted)
         facts = self._survey.topics(wanted.topics)
+        windows.refuse_unknown((wanted.since, wanted.until), (each.partitions for each in facts.values()))
         times = () if wanted.selection.event_time else wanted.since.times_ms
         made = windows.windows(
             self._survey.partitions(wanted.topics, times),
@@ -79,6 +80,8 @@ class Planner:
         return self.counted(reading, wanted) if wanted.exact else reading
 
     def _reading_files(self, wanted: Wanted) -> Reading:
+        counts = file_source.partition_counts(wanted.files)
+        windows.refuse_unknown((wanted.since, wanted.until), counts.values())
         made = windows.windows(
             file_source.partition_facts(wanted.files),
             wanted.since,
@@ -90,7 +93,7 @@ class Planner:
             windows=tuple(msgspec.structs.replace(window, gone=0) for window in made),  # nothing deletes from files
             topics=tuple(
                 TopicFacts(name=name, topic_id="", partitions=partitions, config={})
-                for name, partitions in file_source.partition_counts(wanted.files).items()
+                for name, partitions in counts.items()
             ),
             identity=file_source.identity(wanted.files),
             warnings=tuple(file_source.warnings(wanted.files)),

@@ -29,10 +29,11 @@ LATEST = Bound("latest")
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """One end of the windows of all partitions."""
+    """One end of the windows of all partitions. only_some: nothing was said of the others, which have the default."""
 
     of_all: Bound
     of_one: Mapping[int, Bound] = {}
+    only_some: bool = False
 
     def of(self, partition: int) -> Bound:
         """Return the bound for a partition."""
@@ -42,6 +43,10 @@ class Bounds(msgspec.Struct, frozen=True):
     def times_ms(self) -> frozenset[int]:
         """All times in it."""
         return frozenset(bound.value for bound in (self.of_all, *self.of_one.values()) if bound.kind == "time")
+
+
+class NoSuchPartition(ValueError):
+    """A partition was named that no topic has."""
 
 
 class PartitionFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +96,8 @@ def parse_bounds(texts: Iterable[str], now_ms: int, otherwise: Bound) -> Bounds:
     """Return what the texts say: at most one for all partitions, and `P=N` for partition P. Raises ValueError.
 
     N: an offset, or any bound. otherwise: for partitions of which nothing is said. Once single partitions are named, the
-    others still have that: a window is narrowed, never dropped by naming another.
+    others still have that: a window is narrowed, never dropped by naming another. Who moves something instead of reading it
+    asks for `only_some`.
     """
     of_all: Bound | None = None
     of_one: dict[int, Bound] = {}
@@ -105,7 +111,20 @@ def parse_bounds(texts: Iterable[str], now_ms: int, otherwise: Bound) -> Bounds:
             raise ValueError(f"{text!r} comes after another bound for all partitions; for one of them write P={text}")
         else:
             of_all = parse_bound(text, now_ms)
-    return Bounds(of_all or otherwise, of_one)
+    return Bounds(of_all or otherwise, of_one, only_some=of_all is None and bool(of_one))
+
+
+def of_span(partition: int, start: int, end: int) -> str:
+    """Return the options that read these offsets of one partition, `end` left out, and nothing of the others."""
+    return f"--from latest --from {partition}={start} --until {partition}={end}"
+
+
+def refuse_unknown(bounds: Iterable[Bounds], partitions: Iterable[int]) -> None:
+    """Raise NoSuchPartition for a bound of a partition that none of the topics has. partitions: how many each has."""
+    most = max(partitions, default=0)
+    for named in sorted({number for each in bounds for number in each.of_one}):
+        if named >= most:
+            raise NoSuchPartition(f"there is no partition {named} in what is read; the last one is {most - 1}")
 
 
 def windows(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, TopicPartition
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
 from tests.commands import run
@@ -28,14 +28,22 @@ def streams(kafka: KafkaCluster, topic_prefix: str) -> Streams:
 
 
 @pytest.fixture
-def command(streams: Streams, tmp_path: Path) -> Callable[..., Any]:
-    settings = {
-        "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": str(streams.kafka.bootstrap_servers),
-        "KINGUIN_TOPICS__PREFIX": streams.prefix,
-        "KINGUIN_CONSUMER__GROUP_PREFIX": streams.prefix,
-        "KINGUIN_REPLAY__RECEIPTS": str(tmp_path / "receipts"),
-    }
-    return lambda *arguments: run(settings, "replay", *arguments)
+def command_over(tmp_path: Path) -> Callable[[Streams], Callable[..., Any]]:
+    def over(streams: Streams) -> Callable[..., Any]:
+        settings = {
+            "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": str(streams.kafka.bootstrap_servers),
+            "KINGUIN_TOPICS__PREFIX": streams.prefix,
+            "KINGUIN_CONSUMER__GROUP_PREFIX": streams.prefix,
+            "KINGUIN_REPLAY__RECEIPTS": str(tmp_path / "receipts"),
+        }
+        return lambda *arguments: run(settings, "replay", *arguments)
+
+    return over
+
+
+@pytest.fixture
+def command(streams: Streams, command_over: Callable[[Streams], Callable[..., Any]]) -> Callable[..., Any]:
+    return command_over(streams)
 
 
 def member(streams: Streams, group: str) -> Any:
@@ -52,14 +60,14 @@ def member(streams: Streams, group: str) -> Any:
     )
 
 
-def commit(streams: Streams, group: str, offset: int) -> None:
+def commit(streams: Streams, group: str, offset: int, partition: int = 0) -> None:
     with member(streams, group) as consumer:
-        consumer.commit(offsets=[TopicPartition(streams.name("order.status"), 0, offset)], asynchronous=False)
+        consumer.commit(offsets=[TopicPartition(streams.name("order.status"), partition, offset)], asynchronous=False)
 
 
-def committed(streams: Streams, group: str) -> int:
+def committed(streams: Streams, group: str, partition: int = 0) -> int:
     with member(streams, group) as consumer:
-        return int(consumer.committed([TopicPartition(streams.name("order.status"), 0)], timeout=30)[0].offset)
+        return int(consumer.committed([TopicPartition(streams.name("order.status"), partition)], timeout=30)[0].offset)
 
 
 def first_offset_read(streams: Streams, group: str) -> int:
@@ -135,6 +143,25 @@ def test_retention_is_reported_and_the_group_is_moved_to_what_is_left(
     assert "retention has deleted" in done.stderr
     assert json.loads(done.stdout)["partitions"][0]["gone"] == 6
     assert committed(streams, group) == 10
+
+
+def test_where_one_partition_is_named_the_others_stay_where_they_are(
+    kafka: KafkaCluster, topic_prefix: str, command_over: Callable[[Streams], Callable[..., Any]]
+) -> None:
+    streams = Streams(kafka.bootstrap_servers, topic_prefix, partitions=3).make("order.status")
+    streams.write(*(order_status("processing", number, order_id=f"O{number}") for number in range(60)))
+    group, topic, command = f"{streams.prefix}.theirs", streams.name("order.status"), command_over(streams)
+    ends = [streams.ends("order.status")[topic, number] for number in range(3)]
+    for number in (0, 1):
+        commit(streams, group, ends[number], number)
+    done = command("group", group, topic, "--from", "1=2", "--execute", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["partition"] for row in json.loads(done.stdout)["partitions"]] == [1]
+    assert [committed(streams, group, number) for number in range(3)] == [ends[0], 2, OFFSET_INVALID]
+
+    unknown = command("group", group, topic, "--from", "99=5", "--execute")
+    assert (unknown.returncode, "no partition 99" in unknown.stderr) == (2, True), unknown.stderr
+    assert committed(streams, group, 1) == 2
 
 
 @pytest.mark.parametrize("name", ["order-state", "{prefix}.product-changes"])

@@ -110,6 +110,24 @@ def test_a_file_that_has_lost_its_end_gives_what_it_has_and_exits_1(bench: Bench
     assert 0 < said["written"]["records"] == gap["start"] < 5_000
 
 
+def test_the_gap_of_a_damaged_file_is_read_from_a_copy_of_it_by_what_the_warning_says(bench: Bench) -> None:
+    source, target = bench.topic("source"), bench.topic("target")
+    bench.produce(source, numbered(20_000))
+    folder = bench.folder / "files"
+    bench.done("file", str(folder), source, "--execute")
+    path = folder / f"{source}.1.{0:020}.avro"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5_000])
+    ended = bench.replay("topic", target, "--source", str(folder), "--execute")
+    (gap,) = receipts.read(bench.receipts[-1]).gaps
+    advice = f"{source} --from latest --from 1={gap.start} --until 1={gap.end}"
+    assert (ended.returncode, advice in ended.stderr) == (1, True), ended.stderr
+    path.write_bytes(whole)
+    mended = bench.done("topic", target, *advice.split(), "--source", str(folder), "--execute")
+    assert mended["written"]["records"] == gap.end - gap.start
+    assert sorted(map(repr, without_replay(bench.raw(target)))) == sorted(map(repr, bench.raw(source)))
+
+
 def test_two_topics_of_one_folder_go_back_each_into_its_own(bench: Bench) -> None:
     """What moves a cluster, and what restores a lost topic: one export of both, and one command for each."""
     sources = [bench.topic("a.one"), bench.topic("a.two")]
@@ -135,6 +153,7 @@ def test_sources_are_topics_or_files_and_a_full_folder_is_refused(bench: Bench) 
     bench.produce(source, numbered(10))
     folder = str(bench.folder / "files")
     assert bench.replay("topic", target).returncode == 2
+    assert bench.replay("topic", target, source, "--from", "99=5").returncode == 2
     missing = bench.replay("topic", target, "--source", folder)
     assert (missing.returncode, "no file or folder" in missing.stderr) == (1, True)
     bench.done("file", folder, source, "--execute")

@@ -1,5 +1,8 @@
 """From what a person writes to the offsets that are read."""
 
+from itertools import pairwise
+
+import msgspec
 import pytest
 
 from kinguin_streams.replay.plan import Window
@@ -8,9 +11,12 @@ from kinguin_streams.replay.windows import (
     LATEST,
     Bound,
     Bounds,
+    NoSuchPartition,
     PartitionFacts,
+    of_span,
     parse_bound,
     parse_bounds,
+    refuse_unknown,
     warnings,
     windows,
 )
@@ -45,7 +51,28 @@ def test_anything_else_is_refused_with_what_could_be_meant(text: str) -> None:
 def test_single_partitions_have_bounds_of_their_own() -> None:
     found = parse_bounds(["-7d", "3=100", "4=latest"], NOW_MS, EARLIEST)
     assert found == Bounds(Bound("time", NOW_MS - 7 * DAY_MS), {3: Bound("offset", 100), 4: LATEST})
-    assert parse_bounds(["3=100"], NOW_MS, EARLIEST).of(0) == EARLIEST
+
+
+def test_where_nothing_is_said_of_the_others_they_are_read_whole_and_it_is_known_that_nothing_was_said() -> None:
+    found = parse_bounds(["3=100"], NOW_MS, EARLIEST)
+    assert (found.of(0), found.only_some) == (EARLIEST, True)
+    assert not parse_bounds(["3=100", "earliest"], NOW_MS, EARLIEST).only_some
+    assert not parse_bounds([], NOW_MS, EARLIEST).only_some
+
+
+def test_a_partition_that_no_topic_has_is_refused() -> None:
+    bounds = parse_bounds(["2=100"], NOW_MS, EARLIEST), parse_bounds(["5=earliest"], NOW_MS, LATEST)
+    refuse_unknown(bounds, [3, 6])  # one topic has it
+    with pytest.raises(NoSuchPartition, match=r"no partition 5 .* the last one is 2"):
+        refuse_unknown(bounds, [3])
+
+
+def test_what_is_said_of_a_gap_reads_the_gap_and_nothing_else() -> None:
+    said = of_span(1, 1_200, 2_000).split()
+    since = parse_bounds((text for name, text in pairwise(said) if name == "--from"), NOW_MS, EARLIEST)
+    until = parse_bounds((text for name, text in pairwise(said) if name == "--until"), NOW_MS, LATEST)
+    three = [msgspec.structs.replace(facts(0, 5_000), partition=number) for number in range(3)]
+    assert [(made.start, made.end) for made in windows(three, since, until) if made.records] == [(1_200, 2_000)]
 
 
 @pytest.mark.parametrize("texts", [["-7d", "-8d"], ["1=5", "1=6"]])
