@@ -130,6 +130,7 @@ def summary(contents: "Contents") -> dict[str, Any]:
         "read": msgspec.to_builtins(checkpoint.written + checkpoint.filtered),
         "written": msgspec.to_builtins(checkpoint.written),
         "filtered": msgspec.to_builtins(checkpoint.filtered),
+        "vanished": checkpoint.vanished.records,
         "undecodable": contents.undecodable,
         "positions": checkpoint.positions,
         "gaps": msgspec.to_builtins(contents.gaps),
@@ -150,6 +151,8 @@ def _sentences(contents: "Contents") -> Iterator[str]:
     yield f"replay {contents.plan.replay_id} into {destination.kind} {destination.name}: {contents.state}"
     for name, tally in (("read", read), ("written", checkpoint.written), ("filtered", checkpoint.filtered)):
         yield f"  {name:8} {tally.records:>12,} records  {amount(tally.bytes):>9}  checksum {tally.checksum}"
+    if checkpoint.vanished.records:
+        yield f"  {checkpoint.vanished.records:,} of the written are not in the source any more"
     if contents.undecodable:
         yield f"  {contents.undecodable:,} records could not be read by a filter, and were left out"
     if contents.proof is not None:

@@ -33,6 +33,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """"topic/partition" to the next offset."""
     written: Tally = Tally()
     filtered: Tally = Tally()
+    vanished: Tally = Tally()
+    """Of the written: what the source has lost since, found in the target by a replay that was resumed."""
     mark: Mark = {}
 
     def offsets(self) -> dict[tuple[str, int], int]:

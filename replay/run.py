@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import structlog
 
@@ -56,6 +56,15 @@ class Landed(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class CountedLanded(Landed, Protocol):
+    """Landed records, of which it is known what each is."""
+
+    def leave(self, below: Positions | None = None, /) -> Tally:
+        """Return those that were never taken and lie before these positions, or all that are left, and forget them."""
+        ...
 
 
 class Target(Protocol):
@@ -127,6 +136,8 @@ class Moved:
 
     written: Tally = field(default_factory=Tally)
     filtered: Tally = field(default_factory=Tally)
+    vanished: Tally = field(default_factory=Tally)
+    """Of the written: what the source has lost since."""
     interrupted: bool = False
 
     @property
@@ -171,9 +182,12 @@ class _Run:
         contents = receipt.contents()
         self._plan: Plan = contents.plan
         last = contents.checkpoint
+        self._landed: Landed | None = None
         self._mark: Mark | None = None if last is None else last.mark
         self._positions: dict[tuple[str, int], int] = {} if last is None else last.offsets()
-        self._moved = Moved() if last is None else Moved(written=last.written, filtered=last.filtered)
+        self._moved = Moved()
+        if last is not None:
+            self._moved = Moved(written=last.written, filtered=last.filtered, vanished=last.vanished)
         self._undecodable_before = contents.undecodable
         self._gaps_noted = 0
         self._pace = Pace(self._plan.pace, watch.clock())
@@ -184,6 +198,9 @@ class _Run:
     def go(self) -> Moved:
         self._receipt.begun()
         landed = self._target.open(self._mark)
+        if isinstance(landed, CountedLanded):
+            landed.leave(self._positions)  # the last checkpoint has counted it
+        self._landed = landed
         if self._mark is None:
             self._checkpoint()  # where the target begins, before the first record is in it
         elif self._filters.distinct:
@@ -198,9 +215,17 @@ class _Run:
                     self._moved.interrupted = True
                     return self._moved
         self._note_gaps()
+        self._count_vanished()
         self._checkpoint()
         self._receipt.written()
         return self._moved
+
+    def _count_vanished(self, below: Positions | None = None) -> None:
+        """Count what a process that died has written and the source has lost since: the run has passed its place."""
+        if isinstance(self._landed, CountedLanded) and len(self._landed):
+            vanished = self._landed.leave(below)
+            self._moved.written += vanished
+            self._moved.vanished += vanished
 
     def _remember(self) -> None:
         """Event ids do not outlive their process: those that were replayed are in the target."""
@@ -261,12 +286,14 @@ class _Run:
         )
 
     def _checkpoint(self) -> None:
+        self._count_vanished(self._positions)
         self._mark = self._target.sync()  # first durable, then noted
         self._receipt.checkpoint(
             Checkpoint(
                 positions={partition_name(*key): offset for key, offset in sorted(self._positions.items())},
                 written=self._moved.written,
                 filtered=self._moved.filtered,
+                vanished=self._moved.vanished,
                 mark=self._mark,
             ),
             self._undecodable_before + self._filters.undecodable,

@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.replay.checksum import REPLAY_PREFIX
+from kinguin_streams.replay.landed_offsets import LandedOffsets
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.receipt import Mark
 from kinguin_streams.replay.record import Record
@@ -57,34 +58,6 @@ def copy_preferences(max_record_bytes: int) -> dict[str, Any]:
         "queue.buffering.max.messages": 50_000,
         "queue.buffering.max.kbytes": 65_536,
     }
-
-
-class LandedOffsets:
-    """Source offsets that were found in the target."""
-
-    def __init__(self) -> None:
-        self._offsets: dict[tuple[str, int], set[int]] = {}
-        self._count = 0
-
-    def add(self, source: bytes) -> None:
-        """Take in what a `replay-source` header says."""
-        topic, partition, offset = source.decode().rsplit("/", 2)
-        offsets = self._offsets.setdefault((topic, int(partition)), set())
-        before = len(offsets)
-        offsets.add(int(offset))
-        self._count += len(offsets) - before
-
-    def take(self, position: tuple[str, int, int]) -> bool:
-        """Return whether it is one of them, and forget it."""
-        offsets = self._offsets.get(position[:2])
-        if offsets is None or position[2] not in offsets:
-            return False
-        offsets.discard(position[2])
-        self._count -= 1
-        return True
-
-    def __len__(self) -> int:
-        return self._count
 
 
 class TopicTarget:
@@ -143,16 +116,14 @@ class TopicTarget:
         self._start = {int(number): offset for number, offset in mark["start"].items()}
         scanned = self._scan_from = {int(number): offset for number, offset in mark["ends"].items()}
         while True:
-            for record in self._ours(scanned, ends):
-                landed.add(_header(record, REPLAY_SOURCE))
+            for mine in self._ours(scanned, ends):
+                for record, copied in zip(mine, self._without_added(mine), strict=True):
+                    landed.add(_header(record, REPLAY_SOURCE), copied)
             scanned = ends
             self._sleep(_SETTLE_S)
             ends = list_ends(self._admin, self._topic, self._partitions)
-            if ends == scanned or not self._any_ours(scanned, ends):
+            if ends == scanned or not any(self._ours(scanned, ends)):
                 return landed
-
-    def _any_ours(self, start: Mapping[int, int], ends: Mapping[int, int]) -> bool:
-        return any(True for _ in self._ours(start, ends))
 
     def carried(self, records: Sequence[Record]) -> Sequence[Record]:
         """Return the records without the headers of traces, hops and earlier replays."""
@@ -220,20 +191,23 @@ class TopicTarget:
 
     def read_back(self) -> Iterator[Sequence[Record]]:
         """Yield what lies in the topic of this replay: after the end that it had when the replay began."""
-        added = 2 if self._timestamp == "keep" else 3
-        ours = (REPLAY_ID, self._id)
-        for batch in self._read(self._start, list_ends(self._admin, self._topic, self._partitions)):
-            mine = [record for record in batch if record[6][-added:][:1] == (ours,)]
-            if self._timestamp == "keep":
-                yield [_new(Record, (*record[:6], record[6][:-added])) for record in mine]
-            else:
-                yield [_as_before(record, added) for record in mine]
+        for mine in self._ours(self._start, list_ends(self._admin, self._topic, self._partitions)):
+            yield self._without_added(mine)
 
-    def _ours(self, start: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Record]:
+    def _ours(self, start: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Sequence[Record]]:
+        added, ours = self._headers_added, ((REPLAY_ID, self._id),)
         for batch in self._read(start, ends):
-            for record in batch:
-                if (REPLAY_ID, self._id) in record.headers:
-                    yield record
+            yield [record for record in batch if record[6][-added:][:1] == ours]
+
+    @property
+    def _headers_added(self) -> int:
+        return 2 if self._timestamp == "keep" else 3
+
+    def _without_added(self, mine: Sequence[Record]) -> Sequence[Record]:
+        added = self._headers_added
+        if self._timestamp == "keep":
+            return [_new(Record, (*record[:6], record[6][:-added])) for record in mine]
+        return [_as_before(record, added) for record in mine]
 
     def _read(self, start: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Sequence[Record]]:
         windows = [

@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from kinguin_streams.replay import topic_target
+from kinguin_streams.replay.checksum import Tally, tally
 from kinguin_streams.replay.file_names import FileName
 from kinguin_streams.replay.file_source import SourceFile
+from kinguin_streams.replay.landed_offsets import LandedOffsets
 from kinguin_streams.replay.plan import (
     Destination,
     PaceLimit,
@@ -22,10 +24,10 @@ from kinguin_streams.replay.plan import (
     estimated_duration_s,
     sentences,
 )
+from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import unchanged
 from kinguin_streams.replay.survey import TopicFacts
 from kinguin_streams.replay.topic_plan import files_of, refuse_mixed
-from kinguin_streams.replay.topic_target import LandedOffsets
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 DAY_MS = 86_400_000
@@ -109,14 +111,30 @@ def test_what_was_made_anew_is_not_what_was_planned() -> None:
     assert changed.value.code == "identity_changed"
 
 
-def test_what_has_landed_is_taken_once() -> None:
+def record(value: bytes) -> Record:
+    return Record("target", 0, 0, NOW_MS, None, value, ())
+
+
+def test_what_has_landed_is_taken_once_and_what_was_not_is_counted() -> None:
     landed = LandedOffsets()
     for source in (b"kinguin.order.status/3/5", b"kinguin.order.status/3/5", b"a/0/1"):
-        landed.add(source)
+        landed.add(source, record(source))
     assert len(landed) == 2
     assert [landed.take(("kinguin.order.status", 3, 5)) for _ in range(2)] == [True, False]
     assert not landed.take(("a", 0, 2))
     assert len(landed) == 1
+    assert landed.leave() == tally([record(b"a/0/1")])
+    assert (len(landed), landed.take(("a", 0, 1)), landed.leave()) == (0, False, Tally())
+
+
+def test_what_the_run_has_passed_is_not_waited_for() -> None:
+    landed = LandedOffsets()
+    for source in (b"a/0/1", b"a/0/2", b"a/1/1"):
+        landed.add(source, record(source))
+    assert landed.leave({("a", 0): 2, ("b", 0): 9}) == tally([record(b"a/0/1")])
+    assert len(landed) == 2
+    assert [landed.take(("a", 0, offset)) for offset in (1, 2)] == [False, True]
+    assert landed.leave() == tally([record(b"a/1/1")])
 
 
 def plan(**more: Any) -> Plan:

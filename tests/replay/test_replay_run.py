@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinguin_streams.replay.checksum import tally
+from kinguin_streams.replay.checksum import Tally, tally
 from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.plan import Destination, PaceLimit, Plan, Selection, Window
 from kinguin_streams.replay.receipt import Gap, Receipt
@@ -34,8 +34,11 @@ class ListSource:
 
     gaps: Sequence[Gap] = ()
 
+    def __init__(self, records: Sequence[Record] = RECORDS) -> None:
+        self._records = records
+
     def read(self, start: Any) -> Iterator[Sequence[Record]]:
-        left = [record for record in RECORDS if record.offset >= start.get((record.topic, record.partition), 0)]
+        left = [record for record in self._records if record.offset >= start.get((record.topic, record.partition), 0)]
         for begin in range(0, len(left), 8):
             yield left[begin : begin + 8]
 
@@ -43,13 +46,14 @@ class ListSource:
         pass
 
 
-class Landed(set[tuple[str, int, int]]):
+class Landed(dict[tuple[str, int, int], Record]):
     """What was found."""
 
     def take(self, position: tuple[str, int, int]) -> bool:
-        found = position in self
-        self.discard(position)
-        return found
+        return self.pop(position, None) is not None
+
+    def leave(self, below: Any = None) -> Tally:
+        return tally([self.pop(place) for place in list(self) if below is None or place[2] < below.get(place[:2], 0)])
 
 
 class DyingTarget:
@@ -70,7 +74,9 @@ class DyingTarget:
     def open(self, mark: Any) -> Landed:
         self._call()
         self._scan_from = 0 if mark is None else mark["end"]
-        self._landed = Landed() if mark is None else Landed(record[:3] for record in self.lying[mark["end"] :])
+        self._landed = (
+            Landed() if mark is None else Landed({record[:3]: record for record in self.lying[mark["end"] :]})
+        )
         return self._landed
 
     def carried(self, records: Sequence[Record]) -> Sequence[Record]:
@@ -110,6 +116,9 @@ def undecoded(_value: bytes | None) -> Any:
     raise AssertionError
 
 
+NOTHING_FILTERED = Filters(Selection(), {}, undecoded)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     lives=st.lists(st.integers(0, 25), max_size=6),
@@ -141,6 +150,39 @@ def test_each_selected_record_gets_there_once_wherever_the_process_dies(
     assert proof is not None
     assert proof.holds
     assert receipt.contents().state == "done"
+    receipt.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lives=st.lists(st.integers(4, 25), min_size=1, max_size=4),
+    every=st.integers(20, 60),
+    lost=st.sets(st.sampled_from(RECORDS), max_size=60),
+    seed=st.integers(0, 1_000),
+)
+def test_what_the_source_loses_after_it_was_written_counts_as_written(
+    tmp_path_factory: pytest.TempPathFactory, lives: list[int], every: int, lost: set[Record], seed: int
+) -> None:
+    receipt = Receipt.create(tmp_path_factory.mktemp("r"), plan())
+    lying: list[Record] = []
+    left: Sequence[Record] = RECORDS
+    for calls_to_live in [*lives, 1_000]:
+        target = DyingTarget(lying, calls_to_live, random.Random(seed))
+        try:
+            moved = run(ListSource(left), target, NOTHING_FILTERED, receipt, Watch(checkpoint_records=every))
+        except KilledError:
+            left = [record for record in RECORDS if record not in lost]  # retention comes by while nobody runs
+            receipt.close()
+            receipt = Receipt.open(receipt.path)
+            continue
+        break
+    assert len(set(lying)) == len(lying)
+    assert set(left) <= set(lying)
+    proof = prove(target, receipt, "list")
+    assert proof is not None
+    assert proof.holds
+    assert moved.written == tally(lying)
+    assert moved.vanished.records <= len(lost)
     receipt.close()
 
 
