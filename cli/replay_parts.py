@@ -143,8 +143,11 @@ def _file_source(plan: "Plan") -> "Source":
     return file_source.FileSource(files, plan.windows)
 
 
-def target_of(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]") -> "Target":
-    """Return the target of a plan, once it is sure that it is still the one that was planned."""
+def target_of(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]", *, at_rest: bool = False) -> "Target":
+    """Return the target of a plan, once it is sure that it is still the one that was planned.
+
+    at_rest: as in receipt.Contents.
+    """
     from kinguin_streams.replay import consumer_target
     from kinguin_streams.replay.run import unchanged
     from kinguin_streams.telemetry.operator_error import OperatorError
@@ -165,10 +168,10 @@ def target_of(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]") ->
     finally:
         asking.close()
     unchanged(plan.destination.identity, now, "target")
-    return _topic_target(settings, plan)
+    return _topic_target(settings, plan, at_rest=at_rest)
 
 
-def _topic_target(settings: "Settings", plan: "Plan") -> "Target":
+def _topic_target(settings: "Settings", plan: "Plan", *, at_rest: bool) -> "Target":
     from kinguin_streams.cli import wiring
     from kinguin_streams.cluster.connection import admin_config, producer_config
     from kinguin_streams.replay.topic_source import source_config
@@ -189,6 +192,7 @@ def _topic_target(settings: "Settings", plan: "Plan") -> "Target":
         timestamp=options["timestamp"],
         check=_frame_guard(settings, plan) if plan.source_files else None,
         batch_records=settings.replay.batch_records,
+        at_rest=at_rest,
     )
 
 

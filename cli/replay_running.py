@@ -69,7 +69,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
         source: Source | None = None
         try:
             if contents.state not in ("done", "differs"):
-                target = replay_parts.target_of(settings, plan, stop)
+                target = replay_parts.target_of(settings, plan, stop, at_rest=contents.at_rest)
             if target is not None and contents.state != "written":
                 source = replay_parts.source_of(settings, plan)
                 filters = replay_parts.filters(settings, plan.selection, plan.windows)

@@ -20,6 +20,7 @@ from kinguin_streams.schemas.instants import to_rfc3339
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 SUFFIX = ".jsonl"
+_AT_REST = frozenset({"interrupted", "written", "ended", "proof"})
 Positions = Mapping[tuple[str, int], int]
 """(topic, partition) to the next offset that is to be read."""
 Mark = dict[str, Any]
@@ -89,6 +90,8 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     failure: str | None = None
     runs: int = 0
     """How often it was begun or resumed."""
+    at_rest: bool = False
+    """Nothing was given to the target after the last checkpoint: its process came to an end by itself, or was asked to."""
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -211,6 +214,7 @@ def read(path: Path) -> Contents:
     gaps: list[Gap] = []
     runs = undecodable = 0
     state: State = "interrupted"
+    at_rest = False
     for number, line in enumerate(content.removesuffix(_torn(content)).splitlines(), start=1):
         try:
             said = msgspec.json.decode(line, type=_Line)
@@ -220,6 +224,7 @@ def read(path: Path) -> Contents:
                 f"{path}: line {number} is no line of a receipt: {error}.",
                 "Restore the file from a backup, or make the replay anew; what it has written carries its replay-id.",
             ) from error
+        at_rest = said.kind in _AT_REST
         match said.kind:
             case "begun":
                 runs += 1
@@ -249,7 +254,9 @@ def read(path: Path) -> Contents:
             f"{path} holds no plan: its process died before it wrote anything, here or to the target.",
             "Remove the file and make the replay anew.",
         )
-    return Contents(path=path, state=state, gaps=tuple(gaps), runs=runs, undecodable=undecodable, **found)
+    return Contents(
+        path=path, state=state, gaps=tuple(gaps), runs=runs, undecodable=undecodable, at_rest=at_rest, **found
+    )
 
 
 def find(folder: Path, name: str) -> Path:

@@ -12,16 +12,18 @@ from typing import Any, Literal
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.replay.checksum import REPLAY_PREFIX
 from kinguin_streams.replay.landed_offsets import LandedOffsets
+from kinguin_streams.replay.patience import patiently
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.receipt import Mark
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Landed
-from kinguin_streams.replay.survey import TopicFacts, list_ends
+from kinguin_streams.replay.settling import REPLICA_LAG_S, read_until_settled, settle_s
+from kinguin_streams.replay.survey import REQUEST_TIMEOUT_S, TopicFacts, list_ends
 from kinguin_streams.replay.topic_source import TopicSource
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -43,7 +45,6 @@ _ANY_PARTITION = -1  # the producer's own choice: murmur2 of the key, as every p
 _new: Any = tuple.__new__  # what Record's own __new__ does, without the call
 _FIRST, _HEADERS = itemgetter(0), itemgetter(6)
 _MOST_NAMES = 10_000
-_SETTLE_S = 1.0
 _NO_LIMIT_MS = 1 << 62  # message.timestamp.before.max.ms is 2^63 - 1 unless it is set
 
 
@@ -76,21 +77,21 @@ class TopicTarget:
         timestamp: Timestamp = "keep",
         check: Callable[[Sequence[Record]], None] | None = None,
         batch_records: int = 500,
-        sleep: Callable[[float], None] = time.sleep,
+        at_rest: bool = False,
     ) -> None:
         """partitions: of the target. same_partition: source topics with as many.
 
         producer, admin: from cluster.connection; reader: from topic_source.source_config(…, committed=False), since open
         transactions of others must not hide our records. timestamp: "now" writes the time of writing, and keeps the old
         one in `replay-timestamp`. check: raises OperatorError for records that must not be written: a frames.FrameGuard
-        where the values come from elsewhere.
+        where the values come from elsewhere. at_rest: nothing was written after the last `sync`: see receipt.Contents.
         """
         self._check_records = check
         self._topic, self._partitions = topic, partitions
         self._id = replay_id.encode()
         self._same_partition = same_partition
         self._timestamp: Timestamp = timestamp
-        self._reader, self._batch_records, self._sleep = reader, batch_records, sleep
+        self._reader, self._batch_records, self._at_rest = reader, batch_records, at_rest
         self._carried: set[str] = set()  # names of headers that a copy has, as met
         self._failure: str | None = None
         self._start: dict[int, int] = {}
@@ -106,24 +107,29 @@ class TopicTarget:
     def open(self, mark: Mark | None) -> Landed:
         """Return what this replay has written after its last `sync`. Raises OperatorError("kafka_unreachable"), …
 
-        A process that was killed may have left requests on their way: the end of the topic has to stand still for a second.
+        A process that was killed may have left requests on their way, and records that not all replicas have: it waits for
+        as long as those may stay unseen.
         """
-        landed = self._landed
-        ends = list_ends(self._admin, self._topic, self._partitions)
         if mark is None:
-            self._start = ends
-            return landed
+            self._start = self._ends()
+            return self._landed
         self._start = {int(number): offset for number, offset in mark["start"].items()}
-        scanned = self._scan_from = {int(number): offset for number, offset in mark["ends"].items()}
-        while True:
-            for mine in self._ours(scanned, ends):
-                for record, copied in zip(mine, self._without_added(mine), strict=True):
-                    landed.add(_header(record, REPLAY_SOURCE), copied)
-            scanned = ends
-            self._sleep(_SETTLE_S)
-            ends = list_ends(self._admin, self._topic, self._partitions)
-            if ends == scanned or not any(self._ours(scanned, ends)):
-                return landed
+        self._scan_from = {int(number): offset for number, offset in mark["ends"].items()}
+        wait_s = 0.0 if self._at_rest else patiently(lambda: _settle_s(self._admin, self._topic))
+        log.info("target_settles", topic=self._topic, wait_s=wait_s)
+        read_until_settled(self._scan_from, self._ends, self._find_landed, wait_s)
+        return self._landed
+
+    def _ends(self) -> dict[int, int]:
+        return list_ends(self._admin, self._topic, self._partitions)
+
+    def _find_landed(self, start: Mapping[int, int], ends: Mapping[int, int]) -> bool:
+        found = False
+        for mine in self._ours(start, ends):
+            for record, copied in zip(mine, self._without_added(mine), strict=True):
+                self._landed.add(_header(record, REPLAY_SOURCE), copied)
+                found = True
+        return found
 
     def carried(self, records: Sequence[Record]) -> Sequence[Record]:
         """Return the records without the headers of traces, hops and earlier replays."""
@@ -183,7 +189,7 @@ class TopicTarget:
         # What landed before a kill lies before the end of now, perhaps far behind the checkpoint: until the run has come to
         # all of it, the next process must look where this one has looked.
         if not len(self._landed):
-            self._scan_from = list_ends(self._admin, self._topic, self._partitions)
+            self._scan_from = self._ends()
         return {"start": _by_name(self._start), "ends": _by_name(self._scan_from)}
 
     def finish(self) -> None:
@@ -191,7 +197,7 @@ class TopicTarget:
 
     def read_back(self) -> Iterator[Sequence[Record]]:
         """Yield what lies in the topic of this replay: after the end that it had when the replay began."""
-        for mine in self._ours(self._start, list_ends(self._admin, self._topic, self._partitions)):
+        for mine in self._ours(self._start, self._ends()):
             yield self._without_added(mine)
 
     def _ours(self, start: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Sequence[Record]]:
@@ -236,6 +242,23 @@ class TopicTarget:
                 self._producer.flush(5.0)
         except KafkaException as error:
             log.warning("producer_closed", error=str(error))
+
+
+def _settle_s(admin: AdminClient, topic: str) -> float:
+    """Return settling.settle_s of a topic; Kafka's default where the brokers do not tell their configuration."""
+    metadata = admin.list_topics(topic, timeout=REQUEST_TIMEOUT_S)
+    replicas = max(len(partition.replicas) for partition in metadata.topics[topic].partitions.values())
+    if replicas < 2:
+        return settle_s(replicas)
+    asked = [ConfigResource(ResourceType.BROKER, str(number)) for number in metadata.brokers]
+    lags_s = []
+    for told in admin.describe_configs(asked, request_timeout=REQUEST_TIMEOUT_S).values():
+        try:
+            lags_s.append(int(told.result()["replica.lag.time.max.ms"].value) / 1_000)
+        except KafkaException as error:  # not allowed, or the broker is away
+            log.warning("broker_configuration_unknown", error=str(error))
+            lags_s.append(REPLICA_LAG_S)
+    return settle_s(replicas, max(lags_s))
 
 
 def time_limit_ms(facts: TopicFacts) -> int | None:

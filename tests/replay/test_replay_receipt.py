@@ -81,6 +81,17 @@ def test_damage_in_the_middle_is_refused_with_its_line(tmp_path: Path) -> None:
     assert damaged.value.code == "receipt_damaged"
 
 
+def test_it_says_whether_anything_came_after_the_last_checkpoint(tmp_path: Path) -> None:
+    receipt = Receipt.create(tmp_path, PLAN)
+    said = []
+    for note in (receipt.begun, receipt.interrupted, receipt.begun, receipt.written):
+        note()
+        said.append(receipt.contents().at_rest)
+    receipt.failed("x")
+    assert (said, receipt.contents().at_rest) == ([False, True, False, True], False)
+    receipt.close()
+
+
 def test_it_has_one_owner(tmp_path: Path) -> None:
     owner = Receipt.create(tmp_path, PLAN)
     with pytest.raises(OperatorError) as owned:
