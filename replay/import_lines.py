@@ -14,7 +14,7 @@ import msgspec
 from kinguin_streams.ingress.decide import MAX_BODY_BYTES, Accepted, Delivery, Invalid, validated
 from kinguin_streams.replay.filters import instant_ms
 from kinguin_streams.schemas.events import STORE_NAME, DeadLetter, Event, StoreName
-from kinguin_streams.schemas.instants import to_rfc3339
+from kinguin_streams.schemas.instants import MAX_MS, MIN_MS, to_rfc3339
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 
 ORIGIN_HEADER: Final = "origin"
@@ -105,9 +105,13 @@ def _body(said: _Line) -> bytes:
 
 def _origin_time_ms(text: str) -> int:
     try:
-        return instant_ms(text)
+        at_ms = instant_ms(text)
     except ValueError as error:
         raise LineFault(f"received_at {text[:_LONGEST_QUOTE]!r} is not a time: {error}") from error
+    # 0001-01-01T00:00:00+14:00 parses, and is of the year 0 in UTC: the header could not say it.
+    if not MIN_MS <= at_ms <= MAX_MS:
+        raise LineFault(f"received_at {text[:_LONGEST_QUOTE]!r} is not in the years 1 to 9999 of UTC")
+    return at_ms
 
 
 def _is_reserialised(body: bytes) -> bool:

@@ -70,11 +70,20 @@ def test_what_is_no_valid_webhook_becomes_the_dead_letter_of_the_ingress(
         (line(body=" " * 65_537), "65,537 bytes"),
         (line(body={"orderId": "x"}), "it is not"),
         (line(received_at="yesterday"), "is not a time"),
+        (line(received_at="0001-01-01T00:00:00+14:00"), "years 1 to 9999"),
+        (line(received_at="9999-12-31T23:59:59-00:01"), "years 1 to 9999"),
     ],
 )
 def test_a_line_that_says_nothing_that_could_be_kept_is_a_fault(raw: bytes, says: str) -> None:
     with pytest.raises(LineFault, match=says):
         read_line(raw, NOW_MS)
+
+
+@pytest.mark.parametrize("received_at", ["0001-01-01T14:00:00+14:00", "9999-12-31T09:59:59.999-14:00"])
+def test_the_first_and_the_last_instant_that_a_line_may_name_can_be_written(received_at: str) -> None:
+    imported = read_line(line(received_at=received_at), NOW_MS)
+    record = marked(outgoing(imported.record, topics(), Encoder()), imported.origin_time_ms, "the-replay")
+    assert dict(record.headers)["origin-time"] in (b"0001-01-01T00:00:00.000Z", b"9999-12-31T23:59:59.999Z")
 
 
 @pytest.mark.parametrize(
