@@ -204,18 +204,19 @@ class _Run:
     def go(self, path: Path) -> Sent:
         position = self._checkpoint.positions[self._part]
         total = self._plan.destination.options["bytes"]
-        since = 0
+        since, before = 0, self._written
         for number, line in _lines(path, position, self._mark["lines"]):
             position += len(line)
             self._mark["lines"] = number
-            sent_bytes = self._send(number, line)
+            self._send(number, line)
             since += 1
             if since >= (self._pace.chunk_records(CHUNK_LINES) if self._pace.limited else CHUNK_LINES):
                 self._settle(IN_FLIGHT)
                 self._watch.progress(position, total, f"{self._mark['events']:,} events")
                 if self._pace.limited:
-                    self._sleep(self._pace.wait_s(since, sent_bytes * since, self._watch.clock()))
-                since = 0
+                    records, size_bytes = self._written.records - before.records, self._written.bytes - before.bytes
+                    self._sleep(self._pace.wait_s(records, size_bytes, self._watch.clock()))
+                since, before = 0, self._written
                 if self._watch.clock() - self._checkpoint_at_s >= self._watch.checkpoint_s:
                     self._note(position)
                 if self._watch.stop():
@@ -228,15 +229,15 @@ class _Run:
         self._receipt.ended()  # Kafka has confirmed each record: there is nothing more to prove
         return self._said()
 
-    def _send(self, number: int, line: bytes) -> int:
+    def _send(self, number: int, line: bytes) -> None:
         try:
             imported = _read(line, round(time.time() * 1000))
         except LineFault as fault:
             if not self._plan.destination.options["skip_faults"]:
                 raise OperatorError("lines_refused", f"Line {number}: {fault}.", "Mend the file.") from fault
-            return 0
+            return
         if imported is None:
-            return 0
+            return
         record = marked(
             outgoing(imported.record, self._topics, self._encoder), imported.origin_time_ms, self._plan.replay_id
         )
@@ -247,7 +248,7 @@ class _Run:
         while True:
             try:
                 self._waiting.append((number, self._sender.send(record)))
-                return len(record.value)
+                return
             except PublishFailed as failed:
                 if failed.code != "queue_full" or not self._waiting:
                     raise _refused(number, failed) from failed
