@@ -10,7 +10,8 @@ import msgspec
 from confluent_kafka import Message
 
 from kinguin_streams.cluster.topic_reader import TopicReader
-from kinguin_streams.schemas.codec import Decoder, UndecodableRecord
+from kinguin_streams.replay.schema_unknown import schema_unknown
+from kinguin_streams.schemas.codec import Decoder, RegistryNeeded, UndecodableRecord, UnknownSchema
 from kinguin_streams.schemas.events import DeadLetter, DeadLetterTrail
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -95,7 +96,7 @@ class Group(msgspec.Struct, kw_only=True):
 def read_trails(reader: TopicReader, topic: str, decoder: Decoder) -> dict[str, DeadLetterTrail]:
     """Return the newest trail of each dead letter; none if there is no such topic yet.
 
-    Raises OperatorError as TopicReader does, and "record_unreadable".
+    Raises OperatorError as TopicReader does, and "schema_unknown".
     """
     trails: dict[str, DeadLetterTrail] = {}
     for message in reader.read({}, reader.end_offsets([topic])):
@@ -191,3 +192,5 @@ def _decoded(message: Message, decoder: Decoder) -> object:
         return decoder.decode(value)
     except UndecodableRecord:
         return None  # whoever wrote it there was none of ours
+    except (UnknownSchema, RegistryNeeded) as error:
+        raise schema_unknown(message.topic() or "", message.partition() or 0, message.offset() or 0, error) from error

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from kinguin_streams.replay.plan import Selection
 from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.schema_unknown import schema_unknown
 from kinguin_streams.schemas import events
 from kinguin_streams.schemas.attributes import attribute_name
-from kinguin_streams.schemas.codec import UndecodableRecord
+from kinguin_streams.schemas.codec import RegistryNeeded, UndecodableRecord, UnknownSchema
 from kinguin_streams.schemas.instants import EPOCH
 from kinguin_streams.schemas.versions import RECORD_NAMES, shipped
 
@@ -38,7 +39,7 @@ class Decode(Protocol):
     """What reads a value: schemas.codec.Decoder.decode."""
 
     def __call__(self, value: bytes | None, /) -> events.Record:
-        """Return the record; raises UndecodableRecord for bytes that nobody can read."""
+        """Return the record; raises UndecodableRecord for bytes that nobody can read, UnknownSchema and RegistryNeeded."""
         ...
 
 
@@ -155,7 +156,10 @@ class Filters:
         return self._passes_all
 
     def split(self, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
-        """Return the records that are replayed, and the others, each in their order."""
+        """Return the records that are replayed, and the others, each in their order.
+
+        Raises OperatorError("schema_unknown") for a record that has to be looked into, and cannot be read here.
+        """
         if self._passes_all:
             return records, ()
         kept: list[Record] = []
@@ -165,7 +169,7 @@ class Filters:
         return kept, dropped
 
     def remember(self, record: Record) -> None:
-        """Take the record's event id for seen: it was replayed before this process began."""
+        """Take the record's event id for seen: it was replayed before this process began. Raises as `split` does."""
         if self._distinct:
             self._is_new(_Look(record, self._decode))
 
@@ -222,7 +226,10 @@ class _Look:
 
     def decoded(self) -> events.Record:
         if self._decoded is None:
-            self._decoded = self._decode(self.record.value)
+            try:
+                self._decoded = self._decode(self.record.value)
+            except (UnknownSchema, RegistryNeeded) as error:
+                raise schema_unknown(*self.record[:3], error) from error
         return self._decoded
 
     def _header(self, wanted: str) -> bytes | None:

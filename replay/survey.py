@@ -148,7 +148,7 @@ def list_ends(admin: AdminClient, topic: str, partitions: int) -> dict[int, int]
 
 
 def count(source: Source, filters: Filters) -> dict[tuple[str, int], Count]:
-    """Return what is selected of each partition, by reading all of it."""
+    """Return what is selected of each partition, by reading all of it. Raises as Filters.split and the source do."""
     found: dict[tuple[str, int], Count] = {}
     with without_cycles_looked_for():
         for batch in source.read({}):
