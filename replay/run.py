@@ -20,7 +20,6 @@ from kinguin_streams.replay.pace import Pace
 from kinguin_streams.replay.plan import Plan, Window
 from kinguin_streams.replay.receipt import Checkpoint, Gap, Mark, Positions, Proof, Receipt, partition_name
 from kinguin_streams.replay.record import Record
-from kinguin_streams.schemas.codec import RegistryNeeded, UnknownSchema
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
@@ -249,7 +248,7 @@ class _Run:
             fresh = []
             for record in batch:
                 (there if landed.take(record[:3]) else fresh).append(record)
-        kept, dropped = self._split(fresh)
+        kept, dropped = self._filters.split(fresh)
         kept = self._target.carried(kept)
         self._target.write(kept)
         moved = tally(kept)
@@ -268,16 +267,6 @@ class _Run:
         self._show()
         if self._pace.limited:
             self._wait(self._pace.wait_s(moved.records, moved.bytes, self._watch.clock()))
-
-    def _split(self, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
-        try:
-            return self._filters.split(records)
-        except (UnknownSchema, RegistryNeeded) as error:
-            raise OperatorError(
-                "schema_unknown",
-                f"A filter has to look into a record that cannot be read here: {error}.",
-                "Set KINGUIN_REGISTRY__URL, or upgrade to a version that ships the schema, and resume.",
-            ) from error
 
     def _is_due(self) -> bool:
         return (
