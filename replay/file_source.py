@@ -14,7 +14,7 @@ from kinguin_streams.replay.checksum import tally
 from kinguin_streams.replay.container_files import read_header_of
 from kinguin_streams.replay.file_damage import DamagedFile, not_ours
 from kinguin_streams.replay.file_names import PART, FileName
-from kinguin_streams.replay.json_lines import last_record
+from kinguin_streams.replay.json_lines import next_offset as next_offset_of_lines
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.receipt import Gap, Positions
 from kinguin_streams.replay.record import Record
@@ -89,7 +89,9 @@ def find(paths: Iterable[Path]) -> list[SourceFile]:
             f"There is no file of records in {', '.join(map(str, paths)) or 'no path'}.",
             "`replay file` writes them, as TOPIC.PARTITION.OFFSET.avro or .jsonl.",
         )
-    files = [described(path, name) for path, name in sorted(found.items(), key=lambda one: one[1])]
+    named = sorted(found.items(), key=lambda one: one[1])
+    next_names = [*(name for _, name in named[1:]), None]
+    files = [described(path, name, next_name) for (path, name), next_name in zip(named, next_names, strict=True)]
     for one, next_one in pairwise(files):
         if one.name[:2] == next_one.name[:2] and next_one.name.first_offset < one.next_offset:
             raise OperatorError(
@@ -100,16 +102,17 @@ def find(paths: Iterable[Path]) -> list[SourceFile]:
     return files
 
 
-def described(path: Path, name: FileName) -> SourceFile:
-    """Return what a file says of itself, without reading all of it if it can be helped."""
+def described(path: Path, name: FileName, next_name: FileName | None = None) -> SourceFile:
+    """Return what a file says of itself, without reading all of it if it can be helped. next_name: of the file after it."""
     with path.open("rb") as file:
         begin = blake2b(file.read(_IDENTITY_BYTES), digest_size=8).hexdigest()
     partitions, next_offset, follows = 0, None, None
     if name.format == "avro":
         header = read_header_of(path)  # its marker is random: of two files the beginning is never the same
         partitions, next_offset, follows = header.partitions, header.next_offset, header.follows
-    elif last := last_record(path):
-        next_offset = last.offset + 1
+    else:
+        before = next_name.first_offset if next_name is not None and next_name[:2] == name[:2] else None
+        next_offset = next_offset_of_lines(path, name.first_offset, before)
     if next_offset is None:  # written by a program of somebody else
         next_offset = name.first_offset
         for batch in read_batches(path):
@@ -200,7 +203,10 @@ def sampled(files: Iterable[SourceFile], windows: Sequence[Window]) -> tuple[tup
     for file in files:
         place = file.name.topic, file.name.partition
         if place not in sizes:
-            first = next(read_batches(file.path), [])
+            try:
+                first = next(read_batches(file.path), [])
+            except DamagedFile:  # in its first block: that is a gap when it is read, and no reason to refuse the others
+                first = []
             sizes[place] = tally(first).bytes / max(1, len(first))
             oldest += [record.timestamp_ms for record in first if record.timestamp_ms is not None]
     return tuple(

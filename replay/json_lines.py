@@ -102,46 +102,65 @@ def record_of(line: bytes) -> Record:
 
 def read_json_lines(path: Path) -> Iterator[list[Record]]:
     """Yield the file's records, some lines at once. Raises DamagedFile at the first line that is none, OSError."""
-    with path.open("rb") as file:
-        records: list[Record] = []
-        position = number = 0
-        while line := file.readline(_MOST_LINE_BYTES):
-            number += 1
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("the line has no end")
-                records.append(record_of(line))
-            except ValueError as error:
-                good = number - 1
-                if records:
-                    yield records
-                raise DamagedFile(path, number, position, good, str(error).rstrip(".")) from error
-            position += len(line)
-            if len(records) == _BATCH_RECORDS:
+    records: list[Record] = []
+    position = 0
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            records.append(_whole_record(line))
+        except ValueError as error:
+            if records:
                 yield records
-                records = []
-        if records:
+            raise DamagedFile(path, number, position, number - 1, str(error).rstrip(".")) from error
+        position += len(line)
+        if len(records) == _BATCH_RECORDS:
             yield records
+            records = []
+    if records:
+        yield records
 
 
-def last_record(path: Path) -> Record | None:
-    """Return the record of the last line, None of an empty file. Raises DamagedFile, OSError."""
+def next_offset(path: Path, first_offset: int, next_file: int | None = None) -> int:
+    """Return the first offset after the file's last record, without reading all of it unless it is damaged at its end.
+
+    first_offset: as the file's name says it; what an empty file returns. next_file: the same of the file after it, up to which
+    a file that is damaged at its end may have had records; of the last file, each damaged line there is taken for one. Raises
+    OSError.
+    """
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if not size:
-            return None
+            return first_offset
         tail, step = b"", 64 * 1024
         while b"\n" not in tail[:-1] and len(tail) < size:
             step *= 2
             file.seek(max(0, size - step))
             tail = file.read()
-    if not tail.endswith(b"\n"):
-        raise DamagedFile(path, 0, size, 0, "its last line has no end")
-    line = tail[tail.rfind(b"\n", 0, -1) + 1 :]
     try:
-        return record_of(line)
-    except ValueError as error:
-        raise DamagedFile(path, 0, size - len(line), 0, f"its last line: {error}") from error
+        return _whole_record(tail[tail.rfind(b"\n", 0, -1) + 1 :]).offset + 1
+    except ValueError:
+        return _after_damage(path, first_offset, next_file)
+
+
+def _after_damage(path: Path, first_offset: int, next_file: int | None) -> int:
+    offset, damaged = first_offset, 0
+    for line in _lines(path):
+        try:
+            offset, damaged = _whole_record(line).offset + 1, 0
+        except ValueError:
+            damaged += 1
+    return offset + damaged if next_file is None else max(offset, next_file)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while line := file.readline(_MOST_LINE_BYTES):
+            yield line
+
+
+def _whole_record(line: bytes) -> Record:
+    if not line.endswith(b"\n"):
+        raise ValueError("the line has no end")
+    return record_of(line)
 
 
 def _crc32(record: Record) -> int:

@@ -9,7 +9,7 @@ import pytest
 from kinguin_streams.replay.container_files import ContainerWriter, read_header, write_header
 from kinguin_streams.replay.file_damage import DamagedFile
 from kinguin_streams.replay.file_names import FileName
-from kinguin_streams.replay.json_lines import JsonLinesWriter, last_record
+from kinguin_streams.replay.json_lines import JsonLinesWriter, next_offset
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.record_files import read_records
 from kinguin_streams.replay.rolled_writer import RolledWriter
@@ -112,8 +112,24 @@ def test_lines_cut_in_the_last_one_yield_all_before_it(tmp_path: Path) -> None:
         assert records == RECORDS[:-1]
         assert damage is not None
         assert (damage.block_number, damage.position, damage.good_records) == (len(RECORDS), begin, len(RECORDS) - 1)
-        with pytest.raises(DamagedFile):
-            last_record(path)
+        assert next_offset(path, 0) == RECORDS[-1].offset + 1  # the cut line was a record
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_was_damaged_at_the_end_reaches_to_the_next_file_or_is_a_record_a_line(count: int, tmp_path: Path) -> None:
+    path, _ends = write_blocks(JsonLinesWriter, tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[: len(lines) - count], *[b"x" + line for line in lines[len(lines) - count :]]]))
+    end = len(RECORDS)
+    assert next_offset(path, 0) == next_offset(path, 0, end) == end
+    path.write_bytes(path.read_bytes() + b"no line of ours\n")
+    assert next_offset(path, 0, end) == end  # one line that was changed may look like two
+    assert next_offset(path, 0, end + 5) == end + 5
+    assert next_offset(path, 0) == end + 1
+    path.write_bytes(b"nothing\nof ours")
+    assert next_offset(path, 7) == 9
+    path.write_bytes(b"")
+    assert next_offset(path, 7) == 7
 
 
 def test_a_flipped_bit_in_a_line_is_refused_or_changes_no_record(tmp_path: Path) -> None:

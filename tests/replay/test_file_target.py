@@ -197,6 +197,29 @@ def test_a_damaged_file_is_read_up_to_the_damage_and_the_rest_is_a_gap(tmp_path:
     receipt.close()
 
 
+@pytest.mark.parametrize("records", [0, 3], ids=["in its first line", "in its fourth line"])
+@pytest.mark.parametrize("which", [0, 1, -1], ids=["the first file", "a file in the middle", "the last file"])
+def test_lines_cut_in_the_middle_of_one_are_read_up_to_it(which: int, records: int, tmp_path: Path) -> None:
+    paths = [path for path in written(tmp_path / "out", "jsonl", max_bytes=20_000) if path.name.startswith("t.a.1.")]
+    assert len(paths) > 2
+    victim = paths[which]
+    lines = victim.read_bytes().splitlines(keepends=True)
+    victim.write_bytes(b"".join(lines[:records]) + lines[records][:20])
+    good = int(victim.name.split(".")[-2]) + records
+    files = file_source.find([tmp_path / "out"])
+    windows, _oldest_ms = file_source.sampled(files, WINDOWS)
+    source = FileSource(files, windows)
+    found = [one for batch in source.read({}) for one in batch]
+    lost = [one for one in RECORDS if one.partition == 1 and good <= one.offset < good + len(lines) - records]
+    assert found == sorted(one for one in RECORDS if one not in lost)
+    gap = source.gaps[0]
+    # How many lines stood behind it, the last file cannot say.
+    end = good + 1 if victim == paths[-1] else good + len(lines) - records
+    assert (gap.topic, gap.partition, gap.start, gap.end) == ("t.a", 1, good, end)
+    assert f"damaged in block {records + 1}" in gap.why
+    assert f"The {records} records before it are good" in gap.why
+
+
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_files_are_described_without_reading_their_records(file_format: Format, tmp_path: Path) -> None:
     written(tmp_path, file_format)
