@@ -9,6 +9,7 @@ from kinguin_streams.replay import file_names
 from kinguin_streams.replay.container_files import ContainerWriter, read_container, read_header_of
 from kinguin_streams.replay.file_damage import DamagedFile
 from kinguin_streams.replay.file_names import PART, FileName, Format
+from kinguin_streams.replay.folder_claim import FolderClaim, refuse_claimed
 from kinguin_streams.replay.json_lines import JsonLinesWriter, read_json_lines
 from kinguin_streams.replay.part_file import sync_folder, writing
 from kinguin_streams.replay.receipt import Mark, partition_name
@@ -53,6 +54,7 @@ class FileTarget:
         self._folder, self._partitions, self._replay_id = folder, dict(partitions), replay_id
         self._format, self._max_bytes = file_format, max_bytes
         self._schemas = {topic: schemas_of(topic) for topic in partitions}
+        self._claim = FolderClaim(folder, partitions, replay_id)
         self._writers: dict[Partition, RolledWriter] = {}
 
     def open(self, mark: Mark | None) -> Landed:
@@ -63,10 +65,11 @@ class FileTarget:
         if mark is None:
             with writing(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
-            refuse_occupied(self._folder, self._partitions)
+            self._begin()
             return _NothingLanded()
         known = {name: FileMark(*said) for name, said in mark.items()}
-        self._undo(known)
+        self._undo(known, self._claim.held())
+        self._claim.take()
         for topic, count in self._partitions.items():
             for number in range(count):
                 found = known.get(partition_name(topic, number))
@@ -75,13 +78,21 @@ class FileTarget:
                     writer.go_back()
         return _NothingLanded()
 
-    def _undo(self, known: Mapping[str, FileMark]) -> None:
+    def _begin(self) -> None:
+        self._claim.take()
+        try:
+            _refuse_files(self._folder, self._partitions)  # only now: before, another replay could have begun meanwhile
+        except OperatorError:
+            self._claim.release()
+            raise
+
+    def _undo(self, known: Mapping[str, FileMark], claimed: frozenset[str]) -> None:
         """Remove the files that were begun after the marks. Only files of this replay: the folder had none of its topics."""
         removed = 0
         for path, name in _listed(self._folder, self._partitions):
             mark = known.get(partition_name(name.topic, name.partition))
             if mark is None or name.first_offset >= mark.next_offset:
-                self._refuse_of_another(path, name)
+                self._refuse_of_another(path, name, is_claimed=name.topic in claimed)
                 with writing(path):
                     path.unlink()
                 removed += 1
@@ -90,13 +101,13 @@ class FileTarget:
                 sync_folder(self._folder)
             log.info("files_undone", folder=str(self._folder), files=removed)
 
-    def _refuse_of_another(self, path: Path, name: FileName) -> None:
-        try:
-            ours = name.format == self._format and (
-                name.format != "avro" or read_header_of(path).replay_id == self._replay_id
-            )
-        except DamagedFile:
-            ours = path.suffix == PART  # its header was on its way when the process died
+    def _refuse_of_another(self, path: Path, name: FileName, *, is_claimed: bool) -> None:
+        ours = is_claimed and name.format == self._format
+        if name.format == self._format == "avro":
+            try:
+                ours = read_header_of(path).replay_id == self._replay_id
+            except DamagedFile:
+                ours = is_claimed and path.suffix == PART  # its header was on its way when the process died
         if not ours:
             raise OperatorError(
                 "folder_changed",
@@ -144,6 +155,7 @@ class FileTarget:
         """Complete the open files."""
         for writer in self._writers.values():
             writer.close()
+        self._claim.release()
 
     def read_back(self) -> Iterator[Sequence[Record]]:
         """Yield what lies in the folder's files of these topics. Raises DamagedFile."""
@@ -157,11 +169,16 @@ class FileTarget:
 
 
 def refuse_occupied(folder: Path, topics: Mapping[str, int]) -> None:
-    """Raise OperatorError("folder_occupied") if the folder holds files of one of the topics, complete or not."""
-    for path, _name in _listed(folder, topics):
+    """Raise OperatorError("folder_occupied") if the folder holds files of one of the topics, or a replay is about to write some."""
+    refuse_claimed(folder, topics)
+    _refuse_files(folder, topics)
+
+
+def _refuse_files(folder: Path, topics: Mapping[str, int]) -> None:
+    for path, name in _listed(folder, topics):
         raise OperatorError(
             "folder_occupied",
-            f"{folder} holds files of {_name.topic} already: {path.name}.",
+            f"{folder} holds files of {name.topic} already: {path.name}.",
             "Name another folder: two exports of one topic in one folder could not be told apart.",
         )
 

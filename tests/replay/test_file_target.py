@@ -13,8 +13,9 @@ from kinguin_streams.replay import file_source
 from kinguin_streams.replay.checksum import tally
 from kinguin_streams.replay.file_names import FORMATS, Format
 from kinguin_streams.replay.file_source import FileSource
-from kinguin_streams.replay.file_target import FileTarget
+from kinguin_streams.replay.file_target import FileTarget, refuse_occupied
 from kinguin_streams.replay.filters import Filters
+from kinguin_streams.replay.folder_claim import FolderClaim
 from kinguin_streams.replay.part_file import PartFile
 from kinguin_streams.replay.plan import Destination, Plan, Selection, Window
 from kinguin_streams.replay.receipt import Gap, Positions, Receipt
@@ -93,7 +94,10 @@ def written(folder: Path, file_format: Format = "avro", max_bytes: int = 10**9) 
     return sorted(folder.iterdir())
 
 
-STEPS = ("append", "patch", "sync", "finish")
+STEPS = (
+    *((PartFile, name) for name in ("append", "patch", "sync", "finish")),
+    *((FolderClaim, name) for name in ("take", "release")),
+)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -123,7 +127,7 @@ def test_wherever_the_process_dies_each_record_is_in_the_files_once(
     receipt.close()
     assert proof is not None
     assert proof.holds
-    assert not list(folder.glob("*.part"))
+    assert {path.suffix for path in folder.iterdir()} == {f".{file_format}"}  # no part, no claim
     assert read_all(folder) == sorted(RECORDS)
 
 
@@ -131,23 +135,23 @@ def dying(patch: pytest.MonkeyPatch, steps: int, chance: random.Random) -> None:
     """Let the process die after so many steps of files; a write that it dies in may be there in part."""
     left = [steps]
 
-    def wrap(name: str) -> None:
-        real = getattr(PartFile, name)
+    def wrap(kind: type, name: str) -> None:
+        real = getattr(kind, name)
 
-        def step(self: PartFile, *arguments: Any) -> Any:
+        def step(self: object, *arguments: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
                 if name == "append":
                     real(self, arguments[0][: chance.randrange(len(arguments[0]))])
-                elif name == "finish" and chance.random() < 0.5:
+                elif name in ("finish", "take", "release") and chance.random() < 0.5:
                     real(self)
                 raise KilledError
             return real(self, *arguments)
 
-        patch.setattr(PartFile, name, step)
+        patch.setattr(kind, name, step)
 
-    for name in STEPS:
-        wrap(name)
+    for kind, name in STEPS:
+        wrap(kind, name)
 
 
 def test_a_folder_that_holds_files_of_the_topic_is_refused(tmp_path: Path) -> None:
@@ -169,6 +173,62 @@ def test_a_file_of_another_replay_is_never_removed(tmp_path: Path) -> None:
         FileTarget(tmp_path / "mine", COUNTS, "mine").open(mark)
     assert found.value.code == "folder_changed"
     assert moved.exists()
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["has no record yet", "died before its first checkpoint"])
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_folder_that_a_stopped_replay_goes_on_with_is_refused_to_others(
+    file_format: Format, begun: bool, tmp_path: Path
+) -> None:
+    """It has no file yet that would say so."""
+    first = FileTarget(tmp_path, COUNTS, "first", file_format=file_format)
+    first.open(None)
+    mark = first.sync() if begun else None
+    first.close()
+    for refused in (
+        lambda: refuse_occupied(tmp_path, COUNTS),  # the plan
+        lambda: FileTarget(tmp_path, {"a.first": 1, **COUNTS}, "second", file_format=file_format).open(None),
+    ):
+        with pytest.raises(OperatorError, match="replay first has begun to write") as found:
+            refused()
+        assert found.value.code == "folder_occupied"
+        assert "replay resume first" in found.value.hint
+    refuse_occupied(tmp_path, {"a.first": 1})  # what was claimed on the way is free again
+    resumed = FileTarget(tmp_path, COUNTS, "first", file_format=file_format)
+    resumed.open(mark)
+    resumed.write(RECORDS)
+    resumed.sync()
+    resumed.finish()
+    assert read_all(tmp_path) == sorted(RECORDS)
+    assert not list(tmp_path.glob("*.claim"))
+
+
+def test_a_resumed_replay_never_removes_lines_of_another(tmp_path: Path) -> None:
+    """Somebody has deleted its claim, and let another replay write there."""
+    first = FileTarget(tmp_path, COUNTS, "first", file_format="jsonl")
+    first.open(None)
+    mark = first.sync()
+    first.close()
+    (tmp_path / "t.a.claim").unlink()
+    second = FileTarget(tmp_path, COUNTS, "second", file_format="jsonl")
+    second.open(None)
+    second.write(RECORDS)
+    with pytest.raises(OperatorError, match="replay second writes") as found:
+        FileTarget(tmp_path, COUNTS, "first", file_format="jsonl").open(mark)
+    assert found.value.code == "folder_changed"
+    second.sync()
+    second.finish()
+    with pytest.raises(OperatorError, match="is not of this replay") as found:
+        FileTarget(tmp_path, COUNTS, "first", file_format="jsonl").open(mark)
+    assert found.value.code == "folder_changed"
+    assert read_all(tmp_path) == sorted(RECORDS)
+
+
+def test_a_claim_that_was_cut_off_by_a_crash_is_nobodys_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "t.a.claim").touch()
+    with pytest.raises(OperatorError, match="Another replay has begun") as found:
+        FileTarget(tmp_path, COUNTS, "r").open(None)
+    assert f"delete {tmp_path / 't.a.claim'}" in found.value.hint
 
 
 def test_a_damaged_file_is_read_up_to_the_damage_and_the_rest_is_a_gap(tmp_path: Path) -> None:
