@@ -49,8 +49,7 @@ def consumer(
     from kinguin_streams.cli import consumer_named, replay_running, wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.app import App
-    from kinguin_streams.replay import consumer_target
-    from kinguin_streams.replay.plan import Destination, Plan
+    from kinguin_streams.replay.plan import INTO_CONSUMER, Destination, Plan
     from kinguin_streams.replay.topic_plan import Wanted
     from kinguin_streams.telemetry.logs import configure
 
@@ -88,7 +87,7 @@ def consumer(
         selection=wanted.selection,
         pace=wanted.pace,
         warnings=reading.warnings,
-        destination=Destination(kind=consumer_target.KIND, name=found.name, options={"consumer": _absolute(what)}),
+        destination=Destination(kind=INTO_CONSUMER, name=found.name, options={"consumer": _absolute(what)}),
     )
     if execute:
         replay_running.execute(settings, plan, as_json=as_json)

@@ -148,11 +148,11 @@ def target_of(settings: "Settings", plan: "Plan", stop: "Callable[[], bool]", *,
 
     at_rest: as in receipt.Contents.
     """
-    from kinguin_streams.replay import consumer_target
+    from kinguin_streams.replay.plan import INTO_CONSUMER
     from kinguin_streams.replay.run import unchanged
     from kinguin_streams.telemetry.operator_error import OperatorError
 
-    if plan.destination.kind == consumer_target.KIND:
+    if plan.destination.kind == INTO_CONSUMER:
         return _consumer_target(settings, plan, stop)
     if plan.destination.kind == "file":
         return _file_target(settings, plan)

@@ -56,7 +56,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     Exit code 0 if the proof holds and nothing was missing, 1 if not, 130 if it was stopped: then `replay resume` goes on.
     """
     from kinguin_streams.cli import output, replay_parts
-    from kinguin_streams.replay.consumer_target import ConsumerTarget
+    from kinguin_streams.replay.plan import INTO_CONSUMER
     from kinguin_streams.replay.receipt import partition_name
     from kinguin_streams.replay.run import prove, run
     from kinguin_streams.replay.windows import of_span
@@ -77,7 +77,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
                     run(source, target, filters, receipt, watch(settings, update, stop))
             elif target is not None and contents.checkpoint is not None:
                 target.open(contents.checkpoint.mark)
-            if isinstance(target, ConsumerTarget):
+            if target is not None and plan.destination.kind == INTO_CONSUMER:
                 if receipt.contents().state == "written":
                     target.finish()
                     receipt.ended()

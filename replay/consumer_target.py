@@ -20,7 +20,6 @@ from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import DeadLetter, RecordName
 from kinguin_streams.telemetry.operator_error import OperatorError
 
-KIND = "consumer"
 _NAP_S = 0.1
 
 

@@ -1,7 +1,7 @@
 """What a replay is going to do, as a frozen value: shown before anything is done, and the first line of its receipt."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -62,6 +62,10 @@ class PaceLimit(msgspec.Struct, frozen=True, kw_only=True):
 
     max_records_per_s: float | None = None
     max_bytes_per_s: float | None = None
+
+
+INTO_CONSUMER: Final = "consumer"
+"""The kind of a destination that is code: here, so that whoever only asks for it need not load that, and a database's with it."""
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):

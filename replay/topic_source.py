@@ -26,9 +26,15 @@ _MOVED_ON = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_R
 def source_config(config: dict[str, Any], *, committed: bool = True) -> dict[str, Any]:
     """Return a consumer's configuration for reading windows. config: from cluster.connection.consumer_config.
 
-    Memory: librdkafka holds at most 8 MB ahead of us for each partition, where its default is 64 MB.
+    Memory: librdkafka holds at most 8 MB ahead of us for each partition, where its default is 64 MB. Time: the end of a topic
+    is told by a fetch that brings nothing, which the broker holds back for half a second by default.
     """
-    preferred = {"queued.max.messages.kbytes": 8_192, "queued.min.messages": 50_000, "fetch.queue.backoff.ms": 10}
+    preferred = {
+        "queued.max.messages.kbytes": 8_192,
+        "queued.min.messages": 50_000,
+        "fetch.queue.backoff.ms": 10,
+        "fetch.wait.max.ms": 50,
+    }
     isolation = "read_committed" if committed else "read_uncommitted"
     return {**preferred, **config, "isolation.level": isolation, "enable.partition.eof": True}
 
