@@ -15,7 +15,7 @@ from kinguin_streams.consumers.store import PartitionSource, StateStore
 from kinguin_streams.replay.as_message import sorted_out
 from kinguin_streams.replay.receipt import Mark
 from kinguin_streams.replay.record import Record
-from kinguin_streams.replay.run import Landed, Watch
+from kinguin_streams.replay.run import Landed, NothingLanded, Watch
 from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import DeadLetter, RecordName
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -51,6 +51,7 @@ class ConsumerTarget:
         self._lane = f"{LANE}{replay_id}"
         self._sources: dict[TopicPart, PartitionSource] = {}
         self._next: dict[TopicPart, int | None] = {}
+        self._taken: dict[TopicPart, int] = {}
         self.dead_lettered = 0
 
     # What the effect asks of whoever runs it: consumers.effect.Work
@@ -84,11 +85,17 @@ class ConsumerTarget:
     # What a replay asks of a target: run.Target
 
     def open(self, _mark: Mark | None) -> Landed:
-        """Ask the database how far the replay has come; of handlers, the last checkpoint is all there is."""
+        """Ask the database how far the replay has come; of handlers, the last checkpoint is all there is.
+
+        It says so by offsets, below which records were selected or not: so nothing is returned as landed, which would count
+        as selected, and `write` leaves out what has taken effect.
+        """
         if self._store is not None:
             for source, offset in self._store.offsets(self._lane, self._topic_ids).items():
-                self._meet(TopicPart(source.topic, source.partition), offset)
-        return _Taken({part: offset for part, offset in self._next.items() if offset is not None})
+                part = TopicPart(source.topic, source.partition)
+                self._meet(part, offset)
+                self._taken[part] = offset
+        return NothingLanded()
 
     def carried(self, records: Sequence[Record]) -> Sequence[Record]:
         """Return them as they are."""
@@ -100,7 +107,7 @@ class ConsumerTarget:
         Raises OperatorError: those of the effect, "replay_stopped" if somebody wants it to end while a record waits for
         its next attempt, and those of as_message.sorted_out.
         """
-        left = list(records)
+        left = [each for each in records if each.offset >= self._taken.get(TopicPart(each.topic, each.partition), 0)]
         for record in left:
             self._meet(TopicPart(record.topic, record.partition), None)
         while left:
@@ -147,18 +154,3 @@ class ConsumerTarget:
         if part not in self._sources:
             self._sources[part] = PartitionSource(self._lane, self._topic_ids.get(part.topic, ""), *part)
             self._next[part] = next_offset
-
-
-class _Taken:
-    """Records below these offsets have taken effect."""
-
-    def __init__(self, offsets: Mapping[TopicPart, int]) -> None:
-        self._offsets = offsets
-
-    def take(self, position: tuple[str, int, int], /) -> bool:
-        """Return whether it has."""
-        topic, partition, offset = position
-        return offset < self._offsets.get(TopicPart(topic, partition), 0)
-
-    def __len__(self) -> int:
-        return len(self._offsets)

@@ -15,7 +15,7 @@ from kinguin_streams.replay.part_file import sync_folder, writing
 from kinguin_streams.replay.receipt import Mark, partition_name
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.rolled_writer import DEFAULT_MAX_BYTES, FileMark, RolledWriter
-from kinguin_streams.replay.run import Landed
+from kinguin_streams.replay.run import Landed, NothingLanded
 from kinguin_streams.replay.value_schemas import ValueSchemas
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -25,16 +25,6 @@ SchemasOf = Callable[[str], ValueSchemas]
 """A topic's name to the schemas of its values."""
 
 Partition = tuple[str, int]
-
-
-class _NothingLanded:
-    """Of what a process that died has written after its mark, nothing is left: see FileTarget.open."""
-
-    def take(self, _position: tuple[str, int, int], /) -> bool:
-        return False
-
-    def __len__(self) -> int:
-        return 0
 
 
 class FileTarget:
@@ -66,7 +56,7 @@ class FileTarget:
             with writing(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
             self._begin()
-            return _NothingLanded()
+            return NothingLanded()
         known = {name: FileMark(*said) for name, said in mark.items()}
         self._undo(known, self._claim.held())
         self._claim.take()
@@ -76,7 +66,7 @@ class FileTarget:
                 if found is not None:
                     writer = self._writers[topic, number] = self._writer(topic, number, found)
                     writer.go_back()
-        return _NothingLanded()
+        return NothingLanded()
 
     def _begin(self) -> None:
         self._claim.take()

@@ -66,6 +66,17 @@ class CountedLanded(Landed, Protocol):
         ...
 
 
+class NothingLanded:
+    """What a target returns that holds nothing which its last mark does not know of."""
+
+    def take(self, _position: tuple[str, int, int], /) -> bool:
+        """Return False."""
+        return False
+
+    def __len__(self) -> int:
+        return 0
+
+
 class Target(Protocol):
     """Where records go: see topic_target.py."""
 
