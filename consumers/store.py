@@ -113,6 +113,11 @@ class StateStore:
         """The engine, so that a test may listen to its transactions."""
         return self._engine
 
+    @property
+    def generation(self) -> int:
+        """The one that it writes."""
+        return self._generation
+
     def close(self) -> None:
         """Close the database's connections."""
         self._engine.dispose()

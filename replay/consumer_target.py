@@ -20,6 +20,7 @@ from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import DeadLetter, RecordName
 from kinguin_streams.telemetry.operator_error import OperatorError
 
+GENERATION = "generation"
 _NAP_S = 0.1
 
 
@@ -84,13 +85,22 @@ class ConsumerTarget:
 
     # What a replay asks of a target: run.Target
 
-    def open(self, _mark: Mark | None) -> Landed:
+    def open(self, mark: Mark | None) -> Landed:
         """Ask the database how far the replay has come; of handlers, the last checkpoint is all there is.
 
         It says so by offsets, below which records were selected or not: so nothing is returned as landed, which would count
-        as selected, and `write` leaves out what has taken effect.
+        as selected, and `write` leaves out what has taken effect. Raises OperatorError("generation_replaced") if the state
+        has been rebuilt since: what had taken effect before the checkpoint did so in the old one.
         """
         if self._store is not None:
+            before = (mark or {}).get(GENERATION, self._store.generation)  # receipts of earlier versions do not say it
+            if before != self._store.generation:
+                raise OperatorError(
+                    "generation_replaced",
+                    f"The state of {self._effect.name} has been rebuilt since: this replay has gone into its generation "
+                    f"{before}, and {self._store.generation} is live.",
+                    "Make the replay anew, for all of it to be in the new state.",
+                )
             for source, offset in self._store.offsets(self._lane, self._topic_ids).items():
                 part = TopicPart(source.topic, source.partition)
                 self._meet(part, offset)
@@ -134,8 +144,8 @@ class ConsumerTarget:
         )
 
     def sync(self) -> Mark:
-        """Nothing to wait for: what was written has taken effect."""
-        return {}
+        """Nothing to wait for: what was written has taken effect, of a projection in this generation of its state."""
+        return {} if self._store is None else {GENERATION: self._store.generation}
 
     def read_back(self) -> Iterator[Sequence[Record]]:
         """Yield nothing: an effect cannot be read back."""

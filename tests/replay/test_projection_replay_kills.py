@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kinguin_streams.consumers import reader
+from kinguin_streams.consumers import generations, reader
 from kinguin_streams.consumers.effect import StateEffect
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.settings import StateSettings
@@ -17,6 +17,7 @@ from kinguin_streams.replay.receipt import Gap, Positions, Receipt
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Moved, Watch, run
 from kinguin_streams.schemas.codec import Decoder
+from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.consumers.databases import state_settings
 from tests.replay.test_replay_filters import order_status
 
@@ -108,3 +109,39 @@ def test_what_was_left_out_before_the_kill_is_not_counted_as_written(
     assert (moved.written.records, moved.filtered.records) == (50, 50)
     assert {view.order_id for view in reader.order_views(state.url)} == {f"O{number}" for number in range(1, 100, 2)}
     assert revisions(state) == 50, "a record has taken effect twice"
+
+
+def rebuilt(state: StateSettings) -> None:
+    """Swap a new generation in."""
+    build, _ = generations.begin(state, ORDER_STATE)
+    assert isinstance(
+        generations.swap(state, ORDER_STATE, build, "the-cluster", {TOPIC: "the-topic"}), generations.Swapped
+    )
+
+
+@pytest.mark.parametrize("dies_at", [0, 50])
+def test_a_replay_does_not_go_on_in_a_state_that_was_rebuilt_meanwhile(
+    tmp_path: Path, receipt: Receipt, dies_at: int
+) -> None:
+    state = state_settings(tmp_path)
+    with pytest.raises(KilledError):
+        replay(state, receipt, dies_at=dies_at, checkpoint_records=20)
+    rebuilt(state)
+    for _run in range(2):
+        with pytest.raises(OperatorError, match="rebuilt since") as refused:
+            replay(state, receipt)
+        assert refused.value.code == "generation_replaced"
+    assert receipt.contents().state == "failed"
+    assert list(reader.order_views(state.url)) == []
+
+
+def test_a_receipt_that_does_not_say_the_generation_is_gone_on_with(
+    tmp_path: Path, receipt: Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = state_settings(tmp_path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ConsumerTarget, "sync", lambda _target: {})
+        with pytest.raises(KilledError):
+            replay(state, receipt, dies_at=50, checkpoint_records=20)
+    moved = replay(state, receipt)
+    assert (moved.written.records, moved.filtered.records) == (50, 50)
