@@ -197,7 +197,7 @@ class Rebuild:
             reading.close()
         self._accept(self._missed(reading.gaps))
         if done:
-            self._pass_over_rest(store, left, sources, stored)
+            self._pass_over_rest(store, windows, sources, stored)
         return done
 
     def _missed(self, gaps: Iterable[Gap]) -> list[Gap]:
@@ -231,7 +231,7 @@ class Rebuild:
         sources: Mapping[TopicPart, PartitionSource],
         stored: Mapping[PartitionSource, int],
     ) -> None:
-        """Count offsets without a record, which transactions and compaction leave at the end, as what has taken effect."""
+        """Count offsets without a record at the end, which transactions, compaction and retention leave, as what has taken effect."""
         ends = {sources[TopicPart(window.topic, window.partition)]: window.end for window in windows}
         rest = [Advance(source, stored.get(source), end) for source, end in ends.items() if stored.get(source, 0) < end]
         if rest:

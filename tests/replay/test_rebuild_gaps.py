@@ -223,3 +223,20 @@ def test_what_the_files_have_may_be_deleted_meanwhile(tmp_path: Path, reached: i
     topic.deletes[reached] = 20
     done = rebuilding(state, tmp_path / "files", topic).run()
     assert (done.swapped is not None, done.gaps, len(orders(state))) == (True, 0, 30)
+
+
+def test_a_partition_of_which_nothing_is_left_does_not_keep_the_rebuild_behind(tmp_path: Path) -> None:
+    state, topic = state_settings(tmp_path), Topic()
+    rebuilding(state, topic=topic).run()
+    topic.earliest = 30
+    done = rebuilding(state, topic=topic, allow_gaps=True).run()
+    assert (done.swapped is not None, done.applied, done.gaps, orders(state)) == (True, 0, 30, set())
+
+
+def test_the_files_may_have_all_that_a_partition_has_ever_had(tmp_path: Path) -> None:
+    state, topic = state_settings(tmp_path), Topic()
+    rebuilding(state, topic=topic).run()
+    exported(tmp_path / "files")
+    topic.earliest = 30
+    done = rebuilding(state, tmp_path / "files", topic).run()
+    assert (done.swapped is not None, done.gaps, len(orders(state))) == (True, 0, 30)
