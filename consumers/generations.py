@@ -123,7 +123,8 @@ def begin(settings: StateSettings, projection: Projection, *, anew: bool = False
             if begun is not None and begun.version == projection.version and not anew:
                 return begun, True
             build = Build(_newest(connection, projection, begun) + 1, projection.version)
-            _forget_build(connection, projection)
+            if begun is not None:  # held since it was read; one that was not seen is another process's
+                _forget_build(connection, projection)
             row = insert_into(table, connection.dialect.name).values(projection=projection.name, **build._asdict())
             # Nothing is inserted where another process has begun between the two statements: then its build is looked at.
             if connection.execute(row.on_conflict_do_nothing().returning(table.c.generation)).first() is not None:

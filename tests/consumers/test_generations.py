@@ -1,9 +1,7 @@
 """A generation is built beside the live one and takes its place, in SQLite and in PostgreSQL: nobody sees half of it."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -172,16 +170,18 @@ def test_a_build_never_begins_with_rows_that_were_left_over(live: StateStore, se
 def test_of_two_processes_that_begin_at_once_one_joins_the_other_s_build(
     live: StateStore, settings: StateSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both, forget = threading.Barrier(2), generations._forget_build
+    newest = generations._newest
+    with ThreadPoolExecutor(1) as pool:
+        other: list[Future[tuple[Build, bool]]] = []
 
-    def meet(*arguments: Any) -> None:
-        with suppress(threading.BrokenBarrierError):  # SQLite lets one in at a time
-            both.wait(0.5)
-        forget(*arguments)
+        def let_another_begin(*arguments: Any) -> int:
+            if not other:
+                other.append(pool.submit(generations.begin, settings, MENDED))
+                wait(other, 0.5)  # SQLite lets one in at a time
+            return newest(*arguments)
 
-    monkeypatch.setattr(generations, "_forget_build", meet)
-    with ThreadPoolExecutor(2) as pool:
-        begun = list(pool.map(lambda _: generations.begin(settings, MENDED), range(2)))
+        monkeypatch.setattr(generations, "_newest", let_another_begin)
+        begun = [generations.begin(settings, MENDED), other[0].result(10)]
     assert sorted(begun) == [(Build(2, 2), False), (Build(2, 2), True)]
 
 
