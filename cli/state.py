@@ -279,8 +279,8 @@ def forget_order(
 ) -> None:
     """Delete an order's state, and have `consume order-state` tell the topic order.state that it is gone.
 
-    Its events stay in their topics: one that comes later, or a state made anew, knows the order again. Exits 1 if there is
-    no such order.
+    Its events stay in their topics. A rebuild in this database leaves out those that were received up to now. An event that
+    comes later makes the order known again, by what has come since. Exits 1 if there is no such order.
     """
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.forgetting import forget_state

@@ -19,10 +19,10 @@ from sqlalchemy import (
     cast,
     delete,
     except_,
-    exists,
     func,
     literal,
     select,
+    text,
     true,
     tuple_,
     union,
@@ -97,6 +97,14 @@ def held_live(connection: Connection, projection: Projection) -> Build | None:
     return None if row is None else Build(*row)
 
 
+def held_build(connection: Connection, projection: Projection) -> Build | None:
+    """Return the generation that is being built, whose writer waits until the end of this transaction; None if there is none."""
+    table = tables.projection_build
+    mine = select(table.c.generation, table.c.version).where(table.c.projection == projection.name)
+    row = connection.execute(mine.with_for_update()).first()
+    return None if row is None else Build(*row)
+
+
 def still_written(projection: Projection, generation: int, *, is_build: bool) -> Select[Any]:
     """Ask whether a writer may go on with its generation; until the end of its transaction nobody can change that."""
     if is_build:
@@ -118,8 +126,11 @@ def begin(settings: StateSettings, projection: Projection, *, anew: bool = False
     with _writing(settings) as connection:
         live_or_first(connection, projection)
         held_live(connection, projection)
+        if connection.dialect.name == "postgresql":
+            # Waits for whoever is forgetting a key and has seen no build: the new one's writer is to know of it.
+            connection.execute(text(f"LOCK TABLE {tables.projection_forgotten.name} IN SHARE MODE"))
         while True:
-            begun = _begun(connection, projection)
+            begun = held_build(connection, projection)
             if begun is not None and begun.version == projection.version and not anew:
                 return begun, True
             build = Build(_newest(connection, projection, begun) + 1, projection.version)
@@ -167,7 +178,7 @@ def swap(
     """Let the new generation take the live one's place, in one transaction, unless it is behind: then say where.
 
     The old generation's writers are refused from then on. What the derived topic does not tell in the same words is queued:
-    new and differing states, and a tombstone for each that vanished. What was forgotten stays forgotten.
+    new and differing states, and a tombstone for each that vanished.
     Raises OperatorError("build_replaced") if another process has begun a build of its own.
     """
     with _writing(settings) as connection:
@@ -234,7 +245,7 @@ def _tables(projection: Projection) -> list[Table]:
 def _delete_some(settings: StateSettings, projection: Projection, table: Table) -> int:
     with _writing(settings) as connection:
         kept = [live_or_first(connection, projection).generation]
-        begun = _begun(connection, projection)
+        begun = held_build(connection, projection)
         if begun is not None:
             kept.append(begun.generation)
         key = [column for column in table.primary_key if column.name != "projection"]
@@ -250,14 +261,6 @@ def _of(projection: Projection, table: Table) -> Any:
     return table.c.projection == projection.name if "projection" in table.c else true()
 
 
-def _begun(connection: Connection, projection: Projection) -> Build | None:
-    table = tables.projection_build
-    row = connection.execute(
-        select(table.c.generation, table.c.version).where(table.c.projection == projection.name).with_for_update()
-    ).first()
-    return None if row is None else Build(*row)
-
-
 def _forget_build(connection: Connection, projection: Projection) -> None:
     table = tables.projection_build
     connection.execute(delete(table).where(table.c.projection == projection.name))
@@ -267,7 +270,7 @@ def _lock(connection: Connection, projection: Projection, build: Build) -> None:
     """Wait for the transactions of both generations' writers to end, and let no further one begin."""
     live = tables.projection
     connection.execute(select(live.c.name).where(live.c.name == projection.name).with_for_update())
-    if _begun(connection, projection) != build:
+    if held_build(connection, projection) != build:
         raise OperatorError(
             "build_replaced",
             f"Another process has begun to rebuild {projection.name}, or has ended this rebuild.",
@@ -278,9 +281,7 @@ def _lock(connection: Connection, projection: Projection, build: Build) -> None:
 def _queue_differences(connection: Connection, projection: Projection, live: int, new: int) -> tuple[int, int]:
     """Queue, for the derived topic, what it does not tell already. Return how many keys, and how many of them are gone."""
     before, after = _content(projection, live), _content(projection, new)
-    if isinstance(projection, FoldProjection):
-        _keep_forgotten(connection, projection, live, new)
-    else:
+    if not isinstance(projection, FoldProjection):
         _count_revisions(connection, projection, new, _keys(after))
     if projection.derived is None:
         return 0, 0
@@ -327,21 +328,6 @@ def _id_column(table: Table) -> Any:
 def _keys(content: Any) -> Select[Any]:
     rows = content.subquery()
     return select(rows.c.store, rows.c.id).distinct()
-
-
-def _keep_forgotten(connection: Connection, projection: Projection, live: int, new: int) -> None:
-    """Forget in the new generation what was forgotten in the live one: the topics still have it, and it would be back."""
-    state = tables.projection_state
-    before = state.alias("before")
-    forgotten = exists().where(
-        before.c.projection == projection.name,
-        before.c.generation == live,
-        before.c.store == state.c.store,
-        before.c.id == state.c.id,
-        before.c.state == tables.NONE_YET,
-    )
-    mine = and_(state.c.projection == projection.name, state.c.generation == new, state.c.state != tables.NONE_YET)
-    connection.execute(update(state).values(state=tables.NONE_YET).where(mine, forgotten))
 
 
 def _count_revisions(connection: Connection, projection: Projection, generation: int, keys: Select[Any]) -> None:

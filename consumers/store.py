@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 
 from kinguin_streams.consumers import database, tables
+from kinguin_streams.consumers.forgetting import not_forgotten
 from kinguin_streams.consumers.generations import Build, insert_into, live_or_first, still_written
 from kinguin_streams.consumers.live_rows import LANE, not_lane
 from kinguin_streams.consumers.outbox import OutboxWriter
@@ -102,7 +103,10 @@ class StateStore:
         self._writer: _FoldWriter | _RowsWriter
         if isinstance(projection, FoldProjection):
             self._writer = _FoldWriter(
-                projection, state_rows(dialect, projection.name, self._generation), is_told=is_told
+                projection,
+                state_rows(dialect, projection.name, self._generation),
+                is_told=is_told,
+                is_build=build is not None,
             )
         else:
             outbox = OutboxWriter(projection.name, self._generation, dialect) if is_told else None
@@ -197,7 +201,9 @@ class StateStore:
 class _FoldWriter:
     """Loads the states of a batch, folds it in, and writes what has changed, in the order of the keys."""
 
-    def __init__(self, projection: FoldProjection[Any, Any], rows: StateRows, *, is_told: bool) -> None:
+    def __init__(self, projection: FoldProjection[Any, Any], rows: StateRows, *, is_told: bool, is_build: bool) -> None:
+        self._projection = projection
+        self._is_build = is_build
         self._key = projection.key
         self._fold = projection.fold
         self._is_told = is_told
@@ -207,6 +213,8 @@ class _FoldWriter:
 
     def write(self, connection: Connection, batch: Sequence[Received[Any]], *, lock: bool) -> None:
         """lock: keep others from the rows between reading and writing them. Raises Overtaken without."""
+        if self._is_build:
+            batch = not_forgotten(connection, self._projection, batch)
         key_of = self._key
         by_key: dict[StateKey, list[Received[Any]]] = {}
         for received in batch:

@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table
 from sqlalchemy import Text as AnyText
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 """The schema versions there have been, oldest first; the last one is what this code reads and writes."""
 
 # In the order of code points, which is Python's and SQLite's too: readers and locks go by it.
@@ -83,6 +83,17 @@ projection_outbox = Table(
     Column("id", Text, primary_key=True),
     # Of the state that the derived topic has not confirmed yet; the newest wins.
     Column("revision", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+projection_forgotten = Table(
+    "projection_forgotten",
+    metadata,
+    Column("projection", Text, primary_key=True),
+    Column("store", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    # A generation that is built leaves out what was received up to then.
+    Column("forgotten_at_ms", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -7,9 +7,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, event
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, delete, event, select
 
-from kinguin_streams.consumers import derived, generations, outbox, reader, tables
+from kinguin_streams.consumers import database, derived, forgetting, generations, outbox, reader, tables
+from kinguin_streams.consumers.clock import SYSTEM_CLOCK
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.forgetting import forget_state
 from kinguin_streams.consumers.generations import Behind, Build, Swapped
@@ -235,13 +238,125 @@ def test_a_tombstone_that_was_not_told_yet_stays_queued_through_the_next_swap(
     assert told(live, MENDED, 3) == {"B": 1}
 
 
-def test_an_order_that_was_forgotten_stays_forgotten(live: StateStore, settings: StateSettings) -> None:
-    assert forget_state(settings, ORDER_STATE, StateKey("default", "B"))
-    told(live, ORDER_STATE, 1)
-    build = built(settings, MENDED, EVENTS, 3, STATUS_TOPIC)
-    assert isinstance(swap(settings, MENDED, build), Swapped)
+B = StateKey("default", "B")
+
+
+def facts_of_b(settings: StateSettings) -> list[str]:
+    return [fact.status for view in reader.order_views(settings.url) if view.order_id == "B" for fact in view.facts]
+
+
+def received_later(status: str, offset: int) -> Received[OrderStatus]:
+    """Return an event of order B that is received an hour from now."""
+    in_an_hour = SYSTEM_CLOCK.now_ms() + 3_600_000
+    return received(order_status(status, 5, order_id="B", received_at_ms=in_an_hour), offset)
+
+
+def test_a_state_that_vanished_is_back_when_it_is_found_again(live: StateStore, settings: StateSettings) -> None:
+    swap(settings, MENDED, built(settings, MENDED, EVENTS[:2], 3, STATUS_TOPIC))
+    told(live, MENDED, 2)
+    tell_again(settings, MENDED, {B: 1})
     assert statuses(settings) == {"PHS84FJAG5U": "completed"}
-    assert told(live, MENDED, 2) == {}
+    swap(settings, MENDED, built(settings, MENDED, EVENTS, 3, STATUS_TOPIC))
+    assert statuses(settings) == {"PHS84FJAG5U": "completed", "B": "pending"}
+
+
+def test_an_order_that_was_forgotten_stays_forgotten(live: StateStore, settings: StateSettings) -> None:
+    assert forget_state(settings, ORDER_STATE, B)
+    told(live, ORDER_STATE, 1)
+    for generation, events in ((2, EVENTS), (3, EVENTS[:2]), (4, EVENTS)):  # the second one does not find it at all
+        build = built(settings, MENDED, events, 3, STATUS_TOPIC)
+        assert [differing.key.id for differing in generations.differences(settings, MENDED, build)] == []
+        assert isinstance(swap(settings, MENDED, build), Swapped)
+        assert statuses(settings) == {"PHS84FJAG5U": "completed"}
+        assert told(live, MENDED, generation) == {}
+
+
+def test_what_was_received_after_an_order_was_forgotten_is_all_that_a_rebuild_knows_of_it(
+    live: StateStore, settings: StateSettings
+) -> None:
+    forget_state(settings, ORDER_STATE, B)
+    later = received_later("refunded", 3)
+    live.apply([later], [advance(STATUS_TOPIC, 3, 4)])
+    assert facts_of_b(settings) == ["completed"]  # what the fold with the bug makes of it
+    swap(settings, MENDED, built(settings, MENDED, [*EVENTS, later], 4, STATUS_TOPIC))
+    assert facts_of_b(settings) == ["refunded"]
+
+
+def test_an_order_that_is_forgotten_while_a_build_has_it_is_forgotten_there_too(
+    live: StateStore, settings: StateSettings
+) -> None:
+    build = built(settings, MENDED, EVENTS, 3, STATUS_TOPIC)
+    forget_state(settings, ORDER_STATE, B)
+    store = StateStore(settings, MENDED, build)
+    store.apply([received(order_status("canceled", 4, order_id="B"), 3), received_later("refunded", 4)], [])
+    store.close()
+    swap(settings, MENDED, build)
+    assert facts_of_b(settings) == ["refunded"]
+
+
+def test_a_build_that_begins_while_an_order_is_forgotten_leaves_it_out(
+    live: StateStore, settings: StateSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_build = generations.held_build
+    with ThreadPoolExecutor(1) as pool:
+        building: list[Future[Build]] = []
+
+        def see_none(*arguments: Any) -> Build | None:
+            seen = held_build(*arguments)
+            building.append(pool.submit(built, settings, MENDED, EVENTS, 3, STATUS_TOPIC))
+            wait(building, 0.5)
+            return seen
+
+        monkeypatch.setattr(forgetting, "held_build", see_none)
+        assert forget_state(settings, ORDER_STATE, B)
+        swap(settings, MENDED, building[0].result(10))
+    assert statuses(settings) == {"PHS84FJAG5U": "completed"}
+
+
+def test_a_build_whose_writer_is_about_to_commit_leaves_a_forgotten_order_out(
+    live: StateStore, settings: StateSettings
+) -> None:
+    build, _ = generations.begin(settings, MENDED)
+    store = StateStore(settings, MENDED, build)
+    with ThreadPoolExecutor(1) as pool:
+        wishes: list[Future[bool]] = []
+
+        def forget(_connection: Any) -> None:
+            wishes.append(pool.submit(forget_state, settings, ORDER_STATE, B))
+            wait(wishes, 0.5)
+
+        event.listen(store.engine, "commit", forget, once=True)
+        store.apply(EVENTS, [advance(STATUS_TOPIC, None, 3)])
+        assert wishes[0].result(10)
+    store.close()
+    swap(settings, MENDED, build)
+    assert statuses(settings) == {"PHS84FJAG5U": "completed"}
+
+
+def test_what_had_no_state_before_forgetting_was_noted_is_taken_for_forgotten(settings: StateSettings) -> None:
+    engine = database.open_for_writing(settings)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(database.MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        for row in (
+            "INSERT INTO projection VALUES ('order-state', 2, 1), ('product-changes', 2, 1)",
+            "INSERT INTO projection_build VALUES ('order-state', 3, 1)",
+            "INSERT INTO projection_state VALUES ('order-state', 1, 's', 'dead generation', '', 3)",
+            "INSERT INTO projection_state VALUES ('order-state', 2, 's', 'forgotten', '', 3)",
+            "INSERT INTO projection_state VALUES ('order-state', 2, 's', 'only locked', '', 0)",
+            "INSERT INTO projection_state VALUES ('order-state', 2, 's', 'known', '{}', 3)",
+            "INSERT INTO projection_state VALUES ('product-changes', 2, 's', '1949', '', 3)",
+        ):
+            connection.exec_driver_sql(row)
+    assert database.migrate(settings) == ("0004", tables.REVISIONS[-1])
+    with engine.begin() as connection:
+        (forgotten,) = connection.execute(select(tables.projection_forgotten)).all()
+        assert forgotten[:3] == ("order-state", "s", "forgotten")
+        assert abs(forgotten.forgotten_at_ms - SYSTEM_CLOCK.now_ms()) < 60_000
+    engine.dispose()
+    assert generations.begin(settings, ORDER_STATE) == (Build(3, 1), False)
 
 
 FORGET = pytest.param(partial(forget_state, key=StateKey("default", "PHS84FJAG5U")), id="forget")
