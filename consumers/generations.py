@@ -78,6 +78,12 @@ def insert_into(table: Table, dialect: str) -> Any:
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
+def live(connection: Connection, projection: Projection) -> Build | None:
+    """Return the live generation, or None if no consumer of this projection has ever started."""
+    row = connection.execute(_live(projection)).first()
+    return None if row is None else Build(*row)
+
+
 def live_or_first(connection: Connection, projection: Projection) -> Build:
     """Return the live generation, which is the first one from now on where there was none, and the version that made it."""
     table = tables.projection
@@ -85,16 +91,18 @@ def live_or_first(connection: Connection, projection: Projection) -> Build:
         name=projection.name, live_generation=FIRST_GENERATION, version=projection.version
     )
     connection.execute(first.on_conflict_do_nothing())
-    row = connection.execute(select(table.c.live_generation, table.c.version).where(table.c.name == projection.name))
-    return Build(*row.one())
+    return Build(*connection.execute(_live(projection)).one())
 
 
 def held_live(connection: Connection, projection: Projection) -> Build | None:
     """Return the live generation, which no swap replaces until the end of this transaction; None if there is none."""
-    table = tables.projection
-    mine = select(table.c.live_generation, table.c.version).where(table.c.name == projection.name)
-    row = connection.execute(mine.with_for_update(read=True)).first()
+    row = connection.execute(_live(projection).with_for_update(read=True)).first()
     return None if row is None else Build(*row)
+
+
+def _live(projection: Projection) -> Select[Any]:
+    table = tables.projection
+    return select(table.c.live_generation, table.c.version).where(table.c.name == projection.name)
 
 
 def held_build(connection: Connection, projection: Projection) -> Build | None:

@@ -15,10 +15,9 @@ from typing import Final, Protocol
 import structlog
 
 from kinguin_streams.cluster.publisher import PublishFailed, Report, TopicMissing
-from kinguin_streams.consumers import database, election, outbox
+from kinguin_streams.consumers import database, election, generations, outbox
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
 from kinguin_streams.consumers.derived_states import states_of
-from kinguin_streams.consumers.live_rows import live_generation
 from kinguin_streams.consumers.outbox import Queued
 from kinguin_streams.consumers.projection import Projection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
@@ -89,6 +88,8 @@ class Relay:
         self.told = 0
         """Records that Kafka has confirmed in this run."""
         self.leading = False
+        self._is_replaced = False
+        """Another version of the fold has made the live state: its own processes tell of it, and this one is to end."""
         self._round_began_s: float | None = None
         """When the round in hand began, as long as everything in it has been told; None: it proves nothing any more."""
         self._all_told_s = clock.monotonic_s()
@@ -150,7 +151,7 @@ class Relay:
         Raises OperatorError for the database, a registry or a topic that is missing, PublishFailed for Kafka.
         """
         self._put_back()
-        if not self._leads():
+        if self._is_replaced or not self._leads():
             return False
         if self._after is None:
             self._round_began_s = self._clock.monotonic_s()
@@ -158,10 +159,16 @@ class Relay:
         began_s, self._round_began_s = self._round_began_s, None
         self._ask_for_topic()
         with database.explained(self._state), self._reading.connect() as connection:
-            generation = live_generation(connection, self._projection.name)
-            if generation is None:
+            live = generations.live(connection, self._projection)
+            if live is None:
                 self._all_told_s = self._clock.monotonic_s()
                 return False
+            # In the transaction that reads the states: the fold of another version would tell them in its own words.
+            self._is_replaced = live.version != self._projection.version
+            if self._is_replaced:
+                self._step_down(live.version)
+                return False
+            generation = live.generation
             queued = outbox.peek(connection, self._projection.name, generation, BATCH_KEYS, self._after)
             states = states_of(connection, self._projection, generation, dict(queued))
         # Round and round in the order of the keys: one that is refused or changes all the time keeps nobody waiting.
@@ -214,6 +221,11 @@ class Relay:
             self._all_told_s = self._clock.monotonic_s()
             self._log.info("relay_leads")
         return self.leading
+
+    def _step_down(self, version: int) -> None:
+        self.leading = False
+        self._election.resign()
+        self._log.warning("relay_replaced", reason=f"the live state was made by version {version} of the fold")
 
     def _ask_for_topic(self) -> None:
         # Handed to the client anyway, records for a missing topic would wait there for their whole delivery timeout.

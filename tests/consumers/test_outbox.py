@@ -1,7 +1,7 @@
 """From state to derived topic: queued with the state, told at least once, taken away only when confirmed. Both databases."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from alembic.config import Config
 from sqlalchemy import event
 
 from kinguin_streams.cluster.publisher import PublishFailed, Report, TopicMissing
-from kinguin_streams.consumers import database, derived, outbox
+from kinguin_streams.consumers import database, derived, generations, outbox
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.forgetting import forget_state
 from kinguin_streams.consumers.order_state import ORDER_STATE
@@ -27,7 +27,7 @@ from kinguin_streams.schemas.events import Derived, OrderStateRecord, ProductSta
 from kinguin_streams.schemas.outgoing import OutgoingRecord, OutgoingTombstone
 from kinguin_streams.schemas.topics import topics
 from kinguin_streams.telemetry.operator_error import OperatorError
-from tests.consumers.databases import PRODUCT_TOPIC, STATUS_TOPIC, Crash, advance, crash_before_commit
+from tests.consumers.databases import CLUSTER, PRODUCT_TOPIC, STATUS_TOPIC, Crash, advance, crash_before_commit
 from tests.consumers.deliveries import order_status, product_update, received
 
 KEY = StateKey("default", "PHS84FJAG5U")
@@ -377,6 +377,31 @@ def test_who_has_lost_the_lock_takes_no_row_away(postgres: Any, log: Log) -> Non
     for relay in (one, other):
         relay.stop()
     store.close()
+
+
+def test_a_relay_of_another_version_of_the_fold_leaves_a_rebuilt_state_to_the_one_that_made_it(
+    orders: StateStore, settings: StateSettings, log: Log, new_relay: Any
+) -> None:
+    events = [received(order_status("processing"), 0), received(order_status("completed", 1), 1)]
+    orders.apply(events[:1], [advance(STATUS_TOPIC, None, 1)])
+    old = new_relay()
+    tell_all(old)
+    mended = replace(ORDER_STATE, version=2)
+    build, _ = generations.begin(settings, mended)
+    store = StateStore(settings, mended, build)
+    store.apply(events, [advance(STATUS_TOPIC, None, 2)])
+    store.close()
+    generations.swap(settings, mended, build, CLUSTER, {STATUS_TOPIC: f"id-of-{STATUS_TOPIC}"})
+
+    new, told_before = new_relay(mended), len(log.kept)
+    for _ in range(2):
+        assert not old.turn()
+        assert (old.leading, old.behind_s, len(log.kept)) == (False, None, told_before)
+    tell_all(new)
+    assert (new.leading, len(log.kept)) == (True, told_before + 1)
+    (told,) = log.table().values()
+    assert isinstance(told, OrderStateRecord)
+    assert (told.generation, told.status) == (2, "completed")
 
 
 # Forgetting
