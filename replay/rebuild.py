@@ -34,6 +34,9 @@ FILES: Final = f"{LANE}files"
 NAP_S: Final = 0.5
 PATIENCE_ROUNDS: Final = 60
 """So often in a row the live state may be ahead although there is nothing to read: 30 s."""
+BUSY_ROUNDS: Final = 10
+"""So often the swap may find the database held by others, each time for the whole of `busy_timeout_s`. It waits for a moment
+without a writer: six busy consumers in PostgreSQL have let it wait for 4.6 s."""
 
 Batches = Iterable[Sequence[Record]]
 Identity = tuple[str, Mapping[str, str]]
@@ -153,9 +156,16 @@ class Rebuild:
 
     def _swap(self, store: StateStore, build: Build) -> Swapped | None:
         """Swap as soon as the new state has come as far as the live one, which goes on meanwhile; None if stopped."""
-        in_vain = 0
+        in_vain = busy = 0
         while not self._watch.stop():
-            outcome = generations.swap(self._state, self._projection, build, *self._identity())
+            try:
+                outcome = generations.swap(self._state, self._projection, build, *self._identity())
+            except OperatorError as error:
+                busy += 1
+                if error.code != "state_busy" or busy > BUSY_ROUNDS:
+                    raise
+                log.warning("rebuild_waits", consumer=self._projection.name, reason=str(error))
+                continue
             if isinstance(outcome, Swapped):
                 log.info("rebuild_is_live", consumer=self._projection.name, **outcome._asdict())
                 return outcome

@@ -1,15 +1,16 @@
 """A rebuild that was begun is gone on with, or given up: over files in memory, without a broker."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
-from kinguin_streams.consumers import reader
+from kinguin_streams.consumers import database, reader
 from kinguin_streams.consumers.batch import TopicPart
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.settings import StateSettings
-from kinguin_streams.replay.rebuild import Files, Identity, Rebuild
+from kinguin_streams.replay.rebuild import BUSY_ROUNDS, Files, Identity, Rebuild
 from kinguin_streams.replay.receipt import Gap
 from kinguin_streams.replay.record import Record
 from kinguin_streams.schemas.codec import Decoder
@@ -39,7 +40,7 @@ def identity() -> Identity:
     return "the-cluster", {TOPIC: "its-id"}
 
 
-def rebuild(state: StateSettings, files: str, *orders: str) -> Rebuild:
+def rebuild(state: StateSettings, files: str, *orders: str, identity: Callable[[], Identity] = identity) -> Rebuild:
     records = [order_status(order=order, offset=offset) for offset, order in enumerate(orders)]
     return Rebuild(
         ORDER_STATE,
@@ -62,3 +63,36 @@ def test_with_anew_other_files_are_read_and_nothing_of_the_first_ones_is_left(tm
     done = rebuild(state, "other", "C").run(anew=True)
     assert (done.resumed, done.applied) == (False, 1)
     assert [view.order_id for view in reader.order_views(state.url)] == ["C"]
+
+
+@pytest.mark.parametrize("rounds", [2, BUSY_ROUNDS + 1])
+def test_a_swap_that_finds_the_database_busy_is_tried_again_some_times(tmp_path: Path, rounds: int) -> None:
+    state = StateSettings(url=f"sqlite:///{tmp_path / 'state.db'}", busy_timeout_s=0.02)
+    rebuild(state, "one", "A").run(compare=0)
+    engine = database.open_for_writing(state)
+    held: list[Connection] = []
+    asked = 0
+
+    def holding() -> Identity:
+        """Take the write lock before the first swap, and give it back after so many of them."""
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            held.append(engine.connect())
+            held[0].begin()
+        elif asked == 2 + rounds:
+            held.pop().close()
+        return identity()
+
+    try:
+        going_on = rebuild(state, "one", "A", identity=holding)
+        if rounds <= BUSY_ROUNDS:
+            assert going_on.run().swapped is not None
+        else:
+            with pytest.raises(OperatorError) as refused:
+                going_on.run()
+            assert refused.value.code == "state_busy"
+    finally:
+        for connection in held:
+            connection.close()
+        engine.dispose()
