@@ -15,7 +15,7 @@ from kinguin_streams.consumers.store import PartitionSource, StateStore
 from kinguin_streams.replay.as_message import sorted_out
 from kinguin_streams.replay.receipt import Mark
 from kinguin_streams.replay.record import Record
-from kinguin_streams.replay.run import Landed, NothingLanded, Watch
+from kinguin_streams.replay.run import Landed, NothingLanded, StoppedWriting, Watch
 from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.events import DeadLetter, RecordName
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -114,8 +114,8 @@ class ConsumerTarget:
     def write(self, records: Sequence[Record]) -> None:
         """Let them take effect, one partition's in their order; returns when all have.
 
-        Raises OperatorError: those of the effect, "replay_stopped" if somebody wants it to end while a record waits for
-        its next attempt, and those of as_message.sorted_out.
+        Raises OperatorError: those of the effect, StoppedWriting if somebody wants it to end while a record waits for its
+        next attempt, and those of as_message.sorted_out.
         """
         left = [each for each in records if each.offset >= self._taken.get(TopicPart(each.topic, each.partition), 0)]
         for record in left:
@@ -124,24 +124,21 @@ class ConsumerTarget:
             batch, messages = sorted_out(left, self._decoder, self._expected, self._effect.name)
             unfinished = self._effect.take(batch, messages, self)
             left = [record for record in left if self._is_left(record, unfinished)]
-            if left:
-                self._wait(min(unfinished.values(), default=0.0))
+            if left and not self._waited(min(unfinished.values(), default=0.0)):
+                raise StoppedWriting({record[:2]: record.offset for record in reversed(left)})
 
     def _is_left(self, record: Record, unfinished: Mapping[TopicPart, float]) -> bool:
         part = TopicPart(record.topic, record.partition)
         return part in unfinished and record.offset >= (self._next[part] or 0)
 
-    def _wait(self, until_s: float) -> None:
+    def _waited(self, until_s: float) -> bool:
+        """Return True at that time, False as soon as somebody wants it to end."""
         while not self._watch.stop():
             left_s = until_s - self._watch.clock()
             if left_s <= 0:
-                return
+                return True
             self._watch.sleep(min(left_s, _NAP_S))
-        raise OperatorError(
-            "replay_stopped",
-            "It was stopped while a record waited for its next attempt.",
-            "`kinguin-streams replay resume` goes on from the last checkpoint.",
-        )
+        return False
 
     def sync(self) -> Mark:
         """Nothing to wait for: what was written has taken effect, of a projection in this generation of its state."""

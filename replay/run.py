@@ -77,6 +77,18 @@ class NothingLanded:
         return 0
 
 
+class StoppedWriting(OperatorError):
+    """Somebody wanted it to end while a target was waiting. left: of each partition, the first record that it has not taken."""
+
+    def __init__(self, left: Positions) -> None:
+        super().__init__(
+            "replay_stopped",
+            "It was stopped while a record waited for its next attempt.",
+            "`kinguin-streams replay resume` goes on with that record.",
+        )
+        self.left = left
+
+
 class Target(Protocol):
     """Where records go: see topic_target.py."""
 
@@ -93,7 +105,10 @@ class Target(Protocol):
         ...
 
     def write(self, records: Sequence[Record]) -> None:
-        """Take records, as `carried` returned them. They need not be durable yet. Raises OperatorError if one never will be."""
+        """Take records, as `carried` returned them. They need not be durable yet.
+
+        Raises OperatorError if one never will be; StoppedWriting if it was stopped, and what it has not taken is to be left.
+        """
         ...
 
     def sync(self) -> Mark:
@@ -193,6 +208,7 @@ class _Run:
         self._plan: Plan = contents.plan
         last = contents.checkpoint
         self._landed: Landed | None = None
+        self._stopped = False
         self._mark: Mark | None = None if last is None else last.mark
         self._positions: dict[tuple[str, int], int] = {} if last is None else last.offsets()
         self._moved = Moved()
@@ -219,7 +235,7 @@ class _Run:
         for batch in self._source.read(dict(self._positions)):
             for chunk in self._chunks(batch):
                 self._move(chunk, landed)
-                if self._watch.stop():
+                if self._stopped or self._watch.stop():
                     self._checkpoint()
                     self._receipt.interrupted()
                     self._moved.interrupted = True
@@ -261,7 +277,14 @@ class _Run:
                 (there if landed.take(record[:3]) else fresh).append(record)
         kept, dropped = self._filters.split(fresh)
         kept = self._target.carried(kept)
-        self._target.write(kept)
+        try:
+            self._target.write(kept)
+        except StoppedWriting as stopped:
+            self._stopped = True
+            batch, kept, dropped, there = (
+                [record for record in each if record[2] < stopped.left.get(record[:2], record[2] + 1)]
+                for each in (batch, kept, dropped, there)
+            )
         moved = tally(kept)
         self._moved.written += moved
         if there:

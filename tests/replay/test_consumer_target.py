@@ -112,6 +112,39 @@ def test_handlers_killed_in_the_middle_are_called_at_least_once_for_each_record(
     assert sum(lines.values()) < 2 * ORDERS + 120, "more was done again than lay behind the last checkpoint"
 
 
+def test_ctrl_c_while_a_record_waits_for_its_next_attempt_is_a_checkpoint_and_exits_130(
+    streams: Streams, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(APP.replace('raise Reject("unwanted", "seven")', 'raise OSError("away")'))
+    settings = settings_of(streams, tmp_path, KINGUIN_CONSUMER__HANDLER_RETRY_S="60")
+    process = subprocess.Popen(
+        [*COMMAND, "replay", "consumer", f"{file}:app", "--execute"],
+        env=clean_environment(settings),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: sum(seen(tmp_path).values()) > ORDERS, "all but one partition", timeout_s=60)
+        process.send_signal(signal.SIGINT)
+        _, talk = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait(30)
+    assert process.returncode == 130, talk
+    (receipt,) = (tmp_path / "receipts").iterdir()
+    shown = json.loads(run(settings, "replay", "show", str(receipt), "--json").stdout)
+    assert (shown["state"], shown["written"]["records"]) == ("interrupted", sum(seen(tmp_path).values()))
+    file.write_text(APP)
+    resumed = run(settings, "replay", "resume", str(receipt), "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["written"]["records"] == 2 * ORDERS
+    assert set(seen(tmp_path).values()) == {1}
+    assert len(seen(tmp_path)) == 2 * ORDERS - 2
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> StateSettings:
     if request.param == "sqlite":

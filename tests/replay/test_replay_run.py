@@ -14,7 +14,7 @@ from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.plan import Destination, PaceLimit, Plan, Selection, Window
 from kinguin_streams.replay.receipt import Gap, Receipt
 from kinguin_streams.replay.record import Record
-from kinguin_streams.replay.run import Watch, prove, run
+from kinguin_streams.replay.run import StoppedWriting, Watch, prove, run
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 PARTITIONS, EACH = 3, 40
@@ -116,6 +116,7 @@ def undecoded(_value: bytes | None) -> Any:
     raise AssertionError
 
 
+SOME_KEYS = Selection(keys=("1", "5"))
 NOTHING_FILTERED = Filters(Selection(), {}, undecoded)
 
 
@@ -206,6 +207,29 @@ def test_who_stops_it_finds_it_at_a_checkpoint(tmp_path: Path) -> None:
     assert (moved.interrupted, contents.state, len(lying)) == (True, "interrupted", 24)
     assert contents.checkpoint is not None
     assert contents.checkpoint.written == tally(RECORDS[:24])
+    receipt.close()
+
+
+def test_who_stops_it_while_a_record_waits_finds_all_before_that_record_at_a_checkpoint(tmp_path: Path) -> None:
+    class WaitingTarget(DyingTarget):
+        """Takes all of partition 0, and of the others what is below offset 5, until it is asked again."""
+
+        def write(self, records: Sequence[Record]) -> None:
+            left = [record for record in records if record.partition and record.offset >= 5]
+            super().write([record for record in records if record not in left])
+            if left:
+                raise StoppedWriting({record[:2]: record.offset for record in reversed(left)})
+
+    receipt = Receipt.create(tmp_path, plan(selection=SOME_KEYS))
+    lying: list[Record] = []
+    filters = Filters(SOME_KEYS, {}, undecoded)
+    moved = run(ListSource(), WaitingTarget(lying, 999, random.Random(1)), filters, receipt)
+    assert (moved.interrupted, receipt.contents().state) == (True, "interrupted")
+    assert moved.written == tally(lying)
+    moved = run(ListSource(), DyingTarget(lying, 999, random.Random(1)), Filters(SOME_KEYS, {}, undecoded), receipt)
+    expected = [record for record in RECORDS if record.key in (b"1", b"5")]
+    assert sorted(lying) == sorted(expected)
+    assert (moved.written, moved.read) == (tally(expected), tally(RECORDS))
     receipt.close()
 
 
