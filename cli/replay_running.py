@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from kinguin_streams.cli.output import ProgressUpdate
     from kinguin_streams.cli.settings import Settings
+    from kinguin_streams.replay.filters import Filters
     from kinguin_streams.replay.plan import Plan
     from kinguin_streams.replay.receipt import Contents, Receipt
     from kinguin_streams.replay.run import Source, Target, Watch
@@ -57,9 +58,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     """
     from kinguin_streams.cli import output, replay_parts
     from kinguin_streams.replay.plan import INTO_CONSUMER
-    from kinguin_streams.replay.receipt import partition_name
     from kinguin_streams.replay.run import prove, run
-    from kinguin_streams.replay.windows import of_span
 
     output.talk(f"receipt: {receipt.path}")
     contents = receipt.contents()
@@ -73,8 +72,10 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
             if target is not None and contents.state != "written":
                 source = replay_parts.source_of(settings, plan)
                 filters = replay_parts.filters(settings, plan.selection, plan.windows)
-                with output.progress("replay") as update:
-                    run(source, target, filters, receipt, watch(settings, update, stop))
+                # Of an effect nothing can be read back: what was selected before is read from the source again.
+                if plan.destination.kind != INTO_CONSUMER or _recalled(settings, contents, filters, stop):
+                    with output.progress("replay") as update:
+                        run(source, target, filters, receipt, watch(settings, update, stop))
             elif target is not None and contents.checkpoint is not None:
                 target.open(contents.checkpoint.mark)
             if target is not None and plan.destination.kind == INTO_CONSUMER:
@@ -89,11 +90,7 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
                 if part is not None:
                     part.close()
     contents = receipt.contents()
-    for gap in contents.gaps:
-        output.talk(
-            f"warning: {partition_name(gap.topic, gap.partition)} has lost offsets {gap.start:,} to {gap.end - 1:,}: "
-            f"{gap.why}; to read these again, where they are left: {gap.topic} {of_span(gap.partition, gap.start, gap.end)}"
-        )
+    _tell_gaps(contents)
     show(contents, as_json=as_json)
     receipt.close()
     if contents.state in ("interrupted", "written"):
@@ -101,6 +98,33 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
         raise typer.Exit(EXIT_INTERRUPTED)
     if contents.state != "done" or contents.gaps:
         raise typer.Exit(1)
+
+
+def _tell_gaps(contents: "Contents") -> None:
+    from kinguin_streams.cli import output
+    from kinguin_streams.replay.receipt import partition_name
+    from kinguin_streams.replay.windows import of_span
+
+    for gap in contents.gaps:
+        output.talk(
+            f"warning: {partition_name(gap.topic, gap.partition)} has lost offsets {gap.start:,} to {gap.end - 1:,}: "
+            f"{gap.why}; to read these again, where they are left: {gap.topic} {of_span(gap.partition, gap.start, gap.end)}"
+        )
+
+
+def _recalled(settings: "Settings", contents: "Contents", filters: "Filters", stop: Callable[[], bool]) -> bool:
+    """Return True once the filters know what they have to know, False if it was stopped before."""
+    from kinguin_streams.cli import replay_parts
+    from kinguin_streams.replay.run import recall
+    from kinguin_streams.replay.windows import up_to
+
+    if not filters.distinct or contents.checkpoint is None:
+        return True
+    source = replay_parts.topic_source(settings, up_to(contents.plan.windows, contents.checkpoint.offsets()))
+    try:
+        return recall(source, filters, stop)
+    finally:
+        source.close()
 
 
 def show(contents: "Contents", *, as_json: bool) -> None:

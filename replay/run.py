@@ -201,6 +201,21 @@ def run(source: Source, target: Target, filters: Filters, receipt: Receipt, watc
         raise
 
 
+def recall(source: Source, filters: Filters, stop: Callable[[], bool]) -> bool:
+    """Let the filters see again what was selected before a process died; False if it was stopped, and they have not.
+
+    For `distinct` and targets that cannot be read back. source: what lies before the last checkpoint.
+    """
+    counted = filters.undecodable
+    with without_cycles_looked_for():
+        for batch in source.read({}):
+            filters.split(batch)
+            if stop():
+                return False
+    filters.undecodable = counted
+    return True
+
+
 class _Run:
     def __init__(self, source: Source, target: Target, filters: Filters, receipt: Receipt, watch: Watch) -> None:
         self._source, self._target, self._filters, self._receipt, self._watch = source, target, filters, receipt, watch
@@ -254,7 +269,7 @@ class _Run:
             self._moved.vanished += vanished
 
     def _remember(self) -> None:
-        """Event ids do not outlive their process: those that were replayed are in the target."""
+        """Event ids do not outlive their process: those that were replayed are in the target, or `recall` has seen to it."""
         for batch in self._target.read_back():
             for record in batch:
                 self._filters.remember(record)

@@ -140,6 +140,17 @@ def windows(
     return tuple(_window(one, since.of(one.partition), until.of(one.partition), event_time) for one in facts)
 
 
+def up_to(made: Sequence[Window], positions: Mapping[tuple[str, int], int]) -> tuple[Window, ...]:
+    """Return what of the windows lies before these positions; nothing of a partition without one."""
+    return tuple(
+        msgspec.structs.replace(
+            window,
+            end=max(window.start, min(window.end, positions.get((window.topic, window.partition), window.start))),
+        )
+        for window in made
+    )
+
+
 def _window(facts: PartitionFacts, since: Bound, until: Bound, event_time: bool) -> Window:
     wanted, gone_to = _start(facts, since, event_time)
     end = {"earliest": facts.earliest, "offset": min(until.value, facts.latest)}.get(until.kind, facts.latest)

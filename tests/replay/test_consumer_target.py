@@ -112,6 +112,31 @@ def test_handlers_killed_in_the_middle_are_called_at_least_once_for_each_record(
     assert sum(lines.values()) < 2 * ORDERS + 120, "more was done again than lay behind the last checkpoint"
 
 
+def test_an_event_that_came_twice_is_handled_once_though_the_process_was_replaced_in_between(
+    streams: Streams, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(APP)
+    streams.write(*(order_status("processing", 0, order_id=f"O{number}") for number in range(ORDERS)))
+    settings = settings_of(streams, tmp_path, KINGUIN_REPLAY__BATCH_RECORDS="20")
+    command = ("replay", "consumer", f"{file}:app", "--distinct", "--max-records-per-s", "200", "--execute")
+    process = subprocess.Popen([*COMMAND, *command], env=clean_environment(settings), stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: sum(seen(tmp_path).values()) > ORDERS // 2, "some records", timeout_s=60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait(30)
+    (receipt,) = (tmp_path / "receipts").iterdir()
+    resumed = run(settings, "replay", "resume", str(receipt), "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    said = json.loads(resumed.stdout)
+    assert (said["written"]["records"], said["filtered"]["records"]) == (2 * ORDERS, ORDERS)
+    handled = Counter(" ".join(line.split()[:2]) for line in seen(tmp_path).elements())
+    assert (len(handled), set(handled.values())) == (2 * ORDERS - 2, {1})
+
+
 def test_ctrl_c_while_a_record_waits_for_its_next_attempt_is_a_checkpoint_and_exits_130(
     streams: Streams, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.plan import Destination, PaceLimit, Plan, Selection, Window
 from kinguin_streams.replay.receipt import Gap, Receipt
 from kinguin_streams.replay.record import Record
-from kinguin_streams.replay.run import StoppedWriting, Watch, prove, run
+from kinguin_streams.replay.run import StoppedWriting, Watch, prove, recall, run
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 PARTITIONS, EACH = 3, 40
@@ -231,6 +231,18 @@ def test_who_stops_it_while_a_record_waits_finds_all_before_that_record_at_a_che
     assert sorted(lying) == sorted(expected)
     assert (moved.written, moved.read) == (tally(expected), tally(RECORDS))
     receipt.close()
+
+
+def test_what_was_selected_before_a_kill_is_known_again_without_reading_the_target() -> None:
+    selection = Selection(distinct=1_000)
+    events = [record._replace(headers=(("ce_type", b"net.kinguin.x"), ("ce_id", record.key))) for record in RECORDS]
+    before, after = Filters(selection, {}, undecoded), Filters(selection, {}, undecoded)
+    before.split(events[:30])
+    after.undecodable = 3
+    assert recall(ListSource(events[:30]), after, lambda: False)
+    assert after.split(events)[0] == before.split(events)[0]
+    assert after.undecodable == 3
+    assert not recall(ListSource(events), after, lambda: True)
 
 
 def test_a_failure_is_in_the_receipt_and_can_be_resumed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from kinguin_streams.replay.windows import (
     parse_bound,
     parse_bounds,
     refuse_unknown,
+    up_to,
     warnings,
     windows,
 )
@@ -133,6 +134,13 @@ def test_times_stay_in_the_window_as_filters() -> None:
 def test_event_time_says_nothing_of_where_a_record_lies() -> None:
     made = window(Bound("time", 5), Bound("time", 9), facts(), event_time=True)
     assert (span(made), made.from_ms, made.until_ms) == ((0, 1000, 0), 5, 9)
+
+
+def test_what_lies_before_a_checkpoint_is_within_the_window() -> None:
+    made = [window(Bound("offset", 100), LATEST, facts())] * 4
+    made = [msgspec.structs.replace(one, partition=number) for number, one in enumerate(made)]
+    before = up_to(made, {("t", 0): 300, ("t", 1): 40, ("t", 2): 5_000})
+    assert [(one.start, one.end) for one in before] == [(100, 300), (100, 100), (100, 1000), (100, 100)]
 
 
 def test_what_retention_has_taken_is_said_for_each_partition() -> None:
