@@ -26,6 +26,7 @@ from tests.consumers.kafka_streams import Streams, running_loop, wait_until
 
 pytestmark = pytest.mark.kafka
 
+EVENTS = 2_400
 STATUSES = ["processing", "completed", "canceled", "refunded"]
 
 
@@ -92,10 +93,10 @@ def built_offsets(state: StateSettings) -> int:
 
 @pytest.fixture
 def live(kafka: KafkaCluster, topic_prefix: str, state: StateSettings, tmp_path: Path) -> Iterator[Any]:
-    """A consumer's process over topics with 4,000 events, and what it is started with."""
+    """A consumer's process over topics with some thousand events, and what it is started with."""
     streams = Streams(kafka.bootstrap_servers, topic_prefix, partitions=3).make()
     history = History(random.randrange(2**32))
-    streams.write(*history.more(4_000))
+    streams.write(*history.more(EVENTS))
     yield from _consuming(streams, history, state, tmp_path)
 
 
@@ -127,8 +128,8 @@ def test_a_rebuild_killed_twice_is_swapped_in_while_events_keep_arriving(
 ) -> None:
     streams, history, settings, consumer = live
     command = [*COMMAND, "replay", "rebuild", "order-state", "--execute", "--json"]
-    for wanted in (500, 2_000):
-        slow = clean_environment({**settings, "KINGUIN_CONSUMER__BATCH_RECORDS": "100"})
+    for wanted in (EVENTS // 8, EVENTS // 2):
+        slow = clean_environment({**settings, "KINGUIN_CONSUMER__BATCH_RECORDS": "50"})
         process = subprocess.Popen(
             command, env=slow, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -137,7 +138,7 @@ def test_a_rebuild_killed_twice_is_swapped_in_while_events_keep_arriving(
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait(30)
-    assert built_offsets(state) < 4_000, "it was done before it could be killed"
+    assert built_offsets(state) < EVENTS, "it was done before it could be killed"
 
     stop = threading.Event()
 

@@ -26,8 +26,8 @@ from tests.replay.replay_topics import (
 )
 
 pytestmark = pytest.mark.kafka
-RECORDS = 20_000
-OFTEN = {"KINGUIN_REPLAY__CHECKPOINT_RECORDS": "1500", "KINGUIN_REPLAY__BATCH_RECORDS": "400"}
+RECORDS = 10_000
+OFTEN = {"KINGUIN_REPLAY__CHECKPOINT_RECORDS": "600", "KINGUIN_REPLAY__BATCH_RECORDS": "160"}
 formats = pytest.mark.parametrize("file_format", ["avro", "jsonl"])
 
 
@@ -168,7 +168,7 @@ def test_a_disk_that_takes_no_more_stops_the_export_and_resume_goes_on(bench: Be
     bench.produce(source, numbered(RECORDS))
     folder = str(bench.folder / "files")
     arguments = [*COMMAND, "replay", "file", folder, source, "--format", "jsonl", "--execute"]
-    limited = ["bash", "-c", 'ulimit -f 2000 && exec "$@"', "bash", *arguments]  # files of 2 MB at most
+    limited = ["bash", "-c", 'ulimit -f 1000 && exec "$@"', "bash", *arguments]  # files of 1 MB at most
     environment = clean_environment({**bench.settings, **OFTEN})
     ended = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, "cannot be written" in ended.stderr) == (1, True), ended.stderr

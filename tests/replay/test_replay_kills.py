@@ -25,8 +25,9 @@ from tests.replay.replay_topics import (
 
 pytestmark = pytest.mark.kafka
 KILLS = 3
+RECORDS = 10_000  # at 3,000/s: the kills take less than a third of them, and a slow machine has two seconds more
 # Checkpoints every few records, and batches that leave much between them: every kill has something to find again.
-OFTEN = {"KINGUIN_REPLAY__CHECKPOINT_RECORDS": "1500", "KINGUIN_REPLAY__BATCH_RECORDS": "400"}
+OFTEN = {"KINGUIN_REPLAY__CHECKPOINT_RECORDS": "600", "KINGUIN_REPLAY__BATCH_RECORDS": "160"}
 
 
 def killed_and_resumed(
@@ -60,11 +61,11 @@ def assert_each_once(bench: Bench, source: str, target: str, said: dict[str, Any
 
 def test_killed_three_times_each_source_record_is_there_once(bench: Bench) -> None:
     source, target = bench.topic("source"), bench.topic("target")
-    bench.produce(source, numbered(20_000))
+    bench.produce(source, numbered(RECORDS))
     said = killed_and_resumed(bench, source, target, OFTEN, KILLS, "--max-records-per-s", "3000")
-    assert_each_once(bench, source, target, said, 20_000)
+    assert_each_once(bench, source, target, said, RECORDS)
     assert bench.done("resume", said["replay_id"])["state"] == "done"  # once more changes nothing
-    assert len(bench.raw(target)) == 20_000
+    assert len(bench.raw(target)) == RECORDS
 
 
 def test_killed_where_keys_decide_the_partition_and_duplicates_are_left_out(bench: Bench) -> None:
@@ -88,7 +89,7 @@ def test_killed_where_keys_decide_the_partition_and_duplicates_are_left_out(benc
 
 def test_ctrl_c_comes_to_a_checkpoint_and_exits_130(bench: Bench) -> None:
     source, target = bench.topic("source"), bench.topic("target")
-    bench.produce(source, numbered(3_000))
+    bench.produce(source, numbered(1_500))
     process = bench.start("topic", target, source, "--execute", "--max-records-per-s", "500", settings=OFTEN)
     path = receipt_of(bench, process)
     wait_for_checkpoints(path, 1, process)
@@ -104,7 +105,7 @@ def test_ctrl_c_comes_to_a_checkpoint_and_exits_130(bench: Bench) -> None:
     assert contents.checkpoint is not None
     assert contents.checkpoint.written.records == len(bench.raw(target))
     assert bench.done("show", path.stem)["state"] == "interrupted"
-    assert_each_once(bench, source, target, bench.done("resume", str(path), exit_code=0), 3_000)
+    assert_each_once(bench, source, target, bench.done("resume", str(path), exit_code=0), 1_500)
 
 
 def test_a_target_that_was_made_anew_is_not_written_to(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from kinguin_streams.cluster.connection import CLIENT_LOGGER
 from tests.replay.replay_topics import ORIGIN_MS, Bench, numbered, sources, without_replay
 
 pytestmark = pytest.mark.kafka
-RECORDS = 20_000
+RECORDS = 5_000
 
 
 def test_a_copy_is_the_original_to_the_byte(bench: Bench) -> None:
@@ -187,6 +187,7 @@ def test_another_ones_open_transaction_in_the_target_hides_nothing(bench: Bench)
 
 def test_a_compacted_topic_is_read_right(bench: Bench) -> None:
     """Its offsets have gaps, at the end too; the upper bound says more than there is."""
+    bench.clean_often()
     source = bench.topic(
         "source",
         1,
