@@ -44,8 +44,8 @@ class Found(NamedTuple):
 
     @property
     def attempts(self) -> int:
-        """How often it was redriven."""
-        return 0 if self.trail is None else self.trail.attempts
+        """How often it was redriven since it was new."""
+        return 0 if self.trail is None or self.state == "new" else self.trail.attempts
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

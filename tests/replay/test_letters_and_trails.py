@@ -1,0 +1,44 @@
+"""What becomes of a dead letter, told from its records and its trail."""
+
+import msgspec
+
+from kinguin_streams.replay.dead_letters import Found
+from kinguin_streams.replay.trail import after_redrive, step
+from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
+from kinguin_streams.schemas.events import DeadLetter
+
+AT_MS = 1_770_000_000_000
+MOST_ATTEMPTS = 3
+
+
+def failed(after_ms: int, value: bytes = b"value") -> DeadLetter:
+    """Return the dead letter of always the same position, failed at so long after AT_MS."""
+    return from_consumer(
+        consumer="mine",
+        reason="handler_failed",
+        detail="of long ago",
+        value=value,
+        headers=[],
+        source=SourcePosition(topic="t", partition=0, offset=1, key=b"O", timestamp_ms=AT_MS),
+        failed_at_ms=AT_MS + after_ms,
+    )
+
+
+def redriven(found: Found, refusal: str | None, after_ms: int) -> Found:
+    """Return it with the step of a redrive at that time."""
+    state = after_redrive(found, refusal, MOST_ATTEMPTS)
+    return found._replace(
+        trail=step(found, state, at_ms=AT_MS + after_ms, by="me", why=refusal, redrive_id="a-redrive")
+    )
+
+
+def test_a_dead_letter_that_is_new_again_has_all_its_attempts_before_it_and_keeps_its_steps() -> None:
+    found = Found(failed(0), 0, 0, None)
+    for after_ms in (1, 2, 3):
+        found = redriven(found, "in vain", after_ms)
+    assert (found.state, found.attempts) == ("parked", 3)
+    again = found._replace(letter=msgspec.structs.replace(found.letter, failed_at_ms=AT_MS + 10))
+    assert (again.state, again.attempts) == ("new", 0)
+    again = redriven(again, "in vain", 11)
+    assert (again.state, again.attempts) == ("refused", 1)
+    assert [state for _, state, *_ in again.trail.steps] == ["refused", "refused", "parked", "refused"]  # type: ignore[union-attr]
