@@ -79,7 +79,7 @@ def list_(
             since=since,
             until=until,
         )
-        groups = grouped(all_of.found(asked), all_of.now_ms)
+        groups = grouped(all_of.found(asked)[1], all_of.now_ms)
     rows = [
         {
             **msgspec.to_builtins(group),
@@ -107,7 +107,7 @@ def show(
     from kinguin_streams.replay.letter_view import in_lines, view
 
     with _opened() as all_of:
-        found = the_one(list(all_of.found(Asked(ids=(dead_letter_id,)))), dead_letter_id)
+        found = the_one(list(all_of.found(Asked(ids=(dead_letter_id,)))[1]), dead_letter_id)
     if as_json:
         output.result_json(view(found))
         return
@@ -132,7 +132,6 @@ def export(
     import msgspec
 
     from kinguin_streams.cli import output
-    from kinguin_streams.replay.dead_letters import once_each
     from kinguin_streams.replay.letter_view import view
     from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -149,7 +148,7 @@ def export(
             since=since,
             until=until,
         )
-        lines = (msgspec.json.encode(view(each)).decode() for each in once_each(all_of.found(asked)))
+        lines = (msgspec.json.encode(view(each)).decode() for each in all_of.found(asked)[1])
         if str(file) == "-":
             for line in lines:
                 output.result(line)
@@ -209,7 +208,7 @@ def redrive(
     from uuid_utils.compat import uuid7
 
     from kinguin_streams.cli import output, replay_options, replay_parts, replay_running, wiring
-    from kinguin_streams.replay.dead_letters import OPEN_STATES, once_each
+    from kinguin_streams.replay.dead_letters import OPEN_STATES
     from kinguin_streams.replay.redrive import Redrive
 
     _refuse_unless_meant(ids, everything, reasons, consumers, events, stores, states, since, until)
@@ -227,10 +226,10 @@ def redrive(
             until=until,
         )
         if not execute:
-            _show_plan(all_of, list(once_each(all_of.found(asked))), known, as_json=as_json)
+            _show_plan(all_of, list(all_of.found(asked)[1]), known, as_json=as_json)
             return
         all_of.refuse_without_trail()
-        total = sum(1 for _ in once_each(all_of.found(asked)))
+        total, found = all_of.found(asked)
         publisher = replay_parts.publisher(all_of.settings)
         try:
             with replay_running.asked_to_stop() as stop, output.progress("redrive") as update:
@@ -244,7 +243,7 @@ def redrive(
                     by=_by(),
                     pace=replay_options.pace(max_records_per_s, None),
                     watch=replay_running.watch(all_of.settings, update, stop),
-                ).run(once_each(all_of.found(asked)), total)
+                ).run(found, total)
         finally:
             publisher.close(timeout_s=10.0)
     _show_redriven(result, as_json=as_json)
@@ -271,7 +270,7 @@ def discard(
     """Note that nobody will do anything about dead letters, and why. They stay in their topic, and can be redriven by --state."""
     from kinguin_streams.cli import output, replay_parts, wiring
     from kinguin_streams.replay import redrive as redriving
-    from kinguin_streams.replay.dead_letters import OPEN_STATES, once_each
+    from kinguin_streams.replay.dead_letters import OPEN_STATES
 
     _refuse_unless_meant(ids, everything, reasons, consumers, events, stores, states, since, until)
     with _opened() as all_of:
@@ -287,14 +286,13 @@ def discard(
             since=since,
             until=until,
         )
-        if not execute:
-            count = sum(1 for _ in once_each(all_of.found(asked)))
-        else:
+        count, found = all_of.found(asked)
+        if execute:
             all_of.refuse_without_trail()
             publisher = replay_parts.publisher(all_of.settings)
             try:
                 count = redriving.discard(
-                    once_each(all_of.found(asked)),
+                    found,
                     reason,
                     sender=publisher,
                     topics=wiring.topics(all_of.settings),
@@ -331,16 +329,16 @@ class _AllOf(NamedTuple):
                 "Make it with `kinguin-streams topics apply`.",
             )
 
-    def found(self, asked: "Asked") -> "Iterator[Found]":
-        """Yield those that are meant, as they are now."""
+    def found(self, asked: "Asked") -> "tuple[int, Iterator[Found]]":
+        """Return how many are meant, and those, as they are now."""
         from kinguin_streams.cli import wiring
         from kinguin_streams.replay import dead_letters
 
         topics, decoder = wiring.topics(self.settings), wiring.decoder(self.settings)
         trails = dead_letters.read_trails(self.reader, topics.name("dead-letter.trail"), decoder)
-        for each in dead_letters.read_letters(self.reader, topics.name("dead-letter"), decoder, trails):
-            if asked.means(each):
-                yield each
+        return dead_letters.once_each(
+            lambda: dead_letters.read_letters(self.reader, topics.name("dead-letter"), decoder, trails), asked
+        )
 
 
 @contextmanager

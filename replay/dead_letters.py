@@ -3,7 +3,7 @@
 Dead letters are never changed. Their life is in a topic of its own, compacted by their ids: see trail.py.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
@@ -24,12 +24,16 @@ AGES: Final = (("an hour", 3_600_000), ("a day", DAY_MS), ("a week", 7 * DAY_MS)
 
 
 class Found(NamedTuple):
-    """A dead letter, where it lies, and its trail: None if nobody has done anything about it."""
+    """A dead letter, where it lies, and its trail: None if nobody has done anything about it.
+
+    copies: other records of its id: the same failure came before.
+    """
 
     letter: DeadLetter
     partition: int
     offset: int
     trail: DeadLetterTrail | None
+    copies: int = 0
 
     @property
     def state(self) -> str:
@@ -78,7 +82,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, kw_only=True):
-    """Dead letters that are alike. copies: records beyond the first of an id: the same failure came again."""
+    """Dead letters that are alike, each by its newest record. copies: the other records: the same failure came before."""
 
     origin: str
     consumer: str | None
@@ -119,19 +123,38 @@ def read_letters(
             yield Found(letter, message.partition() or 0, message.offset() or 0, trails.get(letter.dead_letter_id))
 
 
-def once_each(found: Iterable[Found]) -> Iterator[Found]:
-    """Yield the first record of each id."""
-    seen: set[str] = set()
-    for each in found:
-        if each.letter.dead_letter_id not in seen:
-            seen.add(each.letter.dead_letter_id)
-            yield each
+class _Newest(NamedTuple):
+    """The newest record of an id. at: its time and place. records: of the id, so far."""
+
+    at: tuple[int, int, int]
+    is_meant: bool
+    records: int
+
+
+def once_each(records: Callable[[], Iterable[Found]], asked: Asked) -> tuple[int, Iterator[Found]]:
+    """Return how many dead letters are meant, and them: each by its newest record, which alone says whether it is new again.
+
+    records: reads them all; called twice, so that their bodies need not be kept.
+    """
+    newest: dict[str, _Newest] = {}
+    for each in records():
+        id_, at = each.letter.dead_letter_id, _at(each)
+        known = newest.get(id_)
+        if known is None or at > known.at:
+            newest[id_] = _Newest(at, asked.means(each), 1 if known is None else known.records + 1)
+        else:
+            newest[id_] = known._replace(records=known.records + 1)
+    meant = {each.at: each.records - 1 for each in newest.values() if each.is_meant}
+    return len(meant), (each._replace(copies=meant[_at(each)]) for each in records() if _at(each) in meant)
+
+
+def _at(found: Found) -> tuple[int, int, int]:
+    return found.letter.failed_at_ms, found.partition, found.offset
 
 
 def grouped(found: Iterable[Found], now_ms: int) -> list[Group]:
-    """Return groups by origin, consumer, reason, event, state and age, the largest first."""
+    """Return groups by origin, consumer, reason, event, state and age, the largest first. found: each once."""
     groups: dict[tuple[object, ...], Group] = {}
-    seen: set[str] = set()
     for each in found:
         letter = each.letter
         age = age_of(letter.failed_at_ms, now_ms)
@@ -148,11 +171,8 @@ def grouped(found: Iterable[Found], now_ms: int) -> list[Group]:
                 oldest_ms=letter.failed_at_ms,
                 example=letter.dead_letter_id,
             )
-        if letter.dead_letter_id in seen:
-            group.copies += 1
-        else:
-            seen.add(letter.dead_letter_id)
-            group.count += 1
+        group.count += 1
+        group.copies += each.copies
         group.oldest_ms = min(group.oldest_ms, letter.failed_at_ms)
         group.newest_ms = max(group.newest_ms, letter.failed_at_ms)
     return sorted(groups.values(), key=lambda group: (-group.count, group.reason, group.oldest_ms))

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kinguin_streams.replay.dead_letters import Found
+from kinguin_streams.replay.dead_letters import Asked, Found, grouped, once_each, the_one
 from kinguin_streams.replay.trail import after_redrive, step
 from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
 from kinguin_streams.schemas.events import DeadLetter
@@ -42,3 +42,15 @@ def test_a_dead_letter_that_is_new_again_has_all_its_attempts_before_it_and_keep
     again = redriven(again, "in vain", 11)
     assert (again.state, again.attempts) == ("refused", 1)
     assert [state for _, state, *_ in again.trail.steps] == ["refused", "refused", "parked", "refused"]  # type: ignore[union-attr]
+
+
+def test_a_dead_letter_is_what_its_newest_record_says_once_in_a_list_and_when_it_is_shown() -> None:
+    first = redriven(Found(failed(0), 0, 0, None), None, 10)
+    again = first._replace(letter=failed(20), offset=1)
+    records = [first, again]
+    assert once_each(lambda: reversed(records), Asked(states=("new",)))[0] == 1, "partitions are read in any order"
+    count, found = once_each(lambda: records, Asked())
+    (group,) = grouped(found, AT_MS + 30)
+    assert (count, group.state, group.count, group.copies) == (1, "new", 1, 1)
+    assert the_one(list(once_each(lambda: records, Asked())[1]), first.letter.dead_letter_id[:8]).state == "new"
+    assert once_each(lambda: records, Asked(states=("redriven",)))[0] == 0
