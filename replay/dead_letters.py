@@ -26,7 +26,8 @@ AGES: Final = (("an hour", 3_600_000), ("a day", DAY_MS), ("a week", 7 * DAY_MS)
 class Found(NamedTuple):
     """A dead letter, where it lies, and its trail: None if nobody has done anything about it.
 
-    copies: other records of its id: the same failure came before.
+    copies: other records of its id: the same failure came before. is_other_body: an earlier dead letter has its id and
+    another body.
     """
 
     letter: DeadLetter
@@ -34,6 +35,16 @@ class Found(NamedTuple):
     offset: int
     trail: DeadLetterTrail | None
     copies: int = 0
+    is_other_body: bool = False
+
+    @property
+    def id(self) -> str:
+        """What it and its trail go by: the dead letter's own id, but for another body with part of the body's hash.
+
+        A consumer's id is that of a position, and a topic that was made anew has another record there.
+        """
+        letter = self.letter
+        return f"{letter.dead_letter_id}-{letter.body_sha256[:16]}" if self.is_other_body else letter.dead_letter_id
 
     @property
     def state(self) -> str:
@@ -69,7 +80,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether this one is meant."""
         letter = found.letter
         return (
-            (not self.ids or letter.dead_letter_id.startswith(self.ids))
+            (not self.ids or found.id.startswith(self.ids))
             and (not self.reasons or letter.reason in self.reasons)
             and (not self.consumers or letter.consumer in self.consumers)
             and (not self.events or letter.event in self.events)
@@ -117,10 +128,26 @@ def read_letters(
     reader: TopicReader, topic: str, decoder: Decoder, trails: Mapping[str, DeadLetterTrail]
 ) -> Iterator[Found]:
     """Yield every dead letter record up to the end of the topic as it is now. Raises as read_trails does."""
-    for message in reader.read({}, reader.end_offsets([topic])):
-        letter = _decoded(message, decoder)
-        if isinstance(letter, DeadLetter):
-            yield Found(letter, message.partition() or 0, message.offset() or 0, trails.get(letter.dead_letter_id))
+    places = (
+        (letter, message.partition() or 0, message.offset() or 0)
+        for message in reader.read({}, reader.end_offsets([topic]))
+        if isinstance(letter := _decoded(message, decoder), DeadLetter)
+    )
+    return with_trails(places, trails)
+
+
+def with_trails(
+    places: Iterable[tuple[DeadLetter, int, int]], trails: Mapping[str, DeadLetterTrail]
+) -> Iterator[Found]:
+    """Yield each with its trail. places: dead letter, partition, offset; those of one id in the order of the topic."""
+    first_bodies: dict[str, str] = {}
+    for letter, partition, offset in places:
+        is_other = (
+            letter.origin == "consumer"  # the ingress's ids are made of the bodies
+            and first_bodies.setdefault(letter.dead_letter_id, letter.body_sha256) != letter.body_sha256
+        )
+        found = Found(letter, partition, offset, None, is_other_body=is_other)
+        yield found._replace(trail=trails.get(found.id))
 
 
 class _Newest(NamedTuple):
@@ -138,7 +165,7 @@ def once_each(records: Callable[[], Iterable[Found]], asked: Asked) -> tuple[int
     """
     newest: dict[str, _Newest] = {}
     for each in records():
-        id_, at = each.letter.dead_letter_id, _at(each)
+        id_, at = each.id, _at(each)
         known = newest.get(id_)
         if known is None or at > known.at:
             newest[id_] = _Newest(at, asked.means(each), 1 if known is None else known.records + 1)
@@ -169,7 +196,7 @@ def grouped(found: Iterable[Found], now_ms: int) -> list[Group]:
                 state=each.state,
                 age=age,
                 oldest_ms=letter.failed_at_ms,
-                example=letter.dead_letter_id,
+                example=each.id,
             )
         group.count += 1
         group.copies += each.copies
@@ -188,7 +215,9 @@ def age_of(failed_at_ms: int, now_ms: int) -> str:
 
 def the_one(found: Sequence[Found], start: str) -> Found:
     """Return the dead letter whose id begins so. Raises OperatorError("no_dead_letter") or ("dead_letter_ambiguous")."""
-    ids = {each.letter.dead_letter_id for each in found}
+    ids = {each.id: each for each in found}
+    if start in ids:
+        return ids[start]
     if not ids:
         raise OperatorError(
             "no_dead_letter",

@@ -15,7 +15,7 @@ def view(found: Found) -> dict[str, Any]:
     """Return all of it as JSON: the body as base64, and as text where it is UTF-8."""
     letter = found.letter
     said: dict[str, Any] = {
-        "id": letter.dead_letter_id,
+        "id": found.id,
         "state": found.state,
         "attempts": found.attempts,
         "origin": letter.origin,
@@ -54,7 +54,7 @@ def view(found: Found) -> dict[str, Any]:
 def in_lines(found: Found) -> Iterator[str]:
     """Yield it for a terminal."""
     letter = found.letter
-    yield f"dead letter {letter.dead_letter_id}: {found.state}, redriven {found.attempts} times"
+    yield f"dead letter {found.id}: {found.state}, redriven {found.attempts} times"
     yield f"  {letter.reason}: {letter.detail}"
     of = f"consumer {letter.consumer}" if letter.origin == "consumer" else f"store {letter.store}, event {letter.event}"
     yield f"  {letter.origin}, {of}, failed at {to_rfc3339(letter.failed_at_ms)}"

@@ -168,7 +168,7 @@ class HandlerRedriver:
             expected=self._expected,
             keep=self._letters.append,
             watch=self._watch,
-            replay_id=found.letter.dead_letter_id,
+            replay_id=found.id,
             topic_ids={},
         )
         target.write([record])
@@ -202,9 +202,7 @@ class ProjectionRedriver:
         try:
             self._store.apply(batch.received, [Advance(source, None, record.offset + 1)])
         except LostPartition:
-            log.info(
-                "redriven_before", dead_letter_id=found.letter.dead_letter_id
-            )  # and killed before the trail said so
+            log.info("redriven_before", dead_letter_id=found.id)  # and killed before the trail said so
         return None
 
     def forget(self, found: Found) -> None:
@@ -216,7 +214,7 @@ class ProjectionRedriver:
         self._store.close()
 
     def _lane(self, found: Found) -> str:
-        return f"{LANE}{found.letter.dead_letter_id}"
+        return f"{LANE}{found.id}"
 
 
 class Redrive:
@@ -296,7 +294,7 @@ class Redrive:
             return _Taken(found, f"{error.code}: {error.what}")
         except Exception as error:
             # A fold may raise anything, and would again in every run: without its trail nothing behind it were ever reached.
-            log.exception("redrive_failed", dead_letter_id=found.letter.dead_letter_id)
+            log.exception("redrive_failed", dead_letter_id=found.id)
             return _Taken(found, f"redrive_failed: {described(error)}")
 
     def _through_validator(self, found: Found) -> _Taken:

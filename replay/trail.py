@@ -18,7 +18,7 @@ def step(
     at_ms = max(at_ms, last_ms + 1)  # clocks of two machines differ; the later step counts
     taken = (at_ms, state, None if why is None else why[:MAX_WHY_CHARACTERS], by, redrive_id)
     return DeadLetterTrail(
-        dead_letter_id=found.letter.dead_letter_id,
+        dead_letter_id=found.id,
         state=state,
         attempts=found.attempts + (redrive_id is not None),
         at_ms=at_ms,

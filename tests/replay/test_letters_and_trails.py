@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kinguin_streams.replay.dead_letters import Asked, Found, grouped, once_each, the_one
+from kinguin_streams.replay.dead_letters import Asked, Found, grouped, once_each, the_one, with_trails
 from kinguin_streams.replay.trail import after_redrive, step
 from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
 from kinguin_streams.schemas.events import DeadLetter
@@ -54,3 +54,16 @@ def test_a_dead_letter_is_what_its_newest_record_says_once_in_a_list_and_when_it
     assert (count, group.state, group.count, group.copies) == (1, "new", 1, 1)
     assert the_one(list(once_each(lambda: records, Asked())[1]), first.letter.dead_letter_id[:8]).state == "new"
     assert once_each(lambda: records, Asked(states=("redriven",)))[0] == 0
+
+
+def test_another_record_at_the_position_is_a_dead_letter_of_its_own_with_a_trail_of_its_own() -> None:
+    places = [(failed(0), 0, 0), (failed(5, b"of the topic made anew"), 0, 1)]
+    count, each = once_each(lambda: with_trails(places, {}), Asked())
+    old, new = each
+    assert (count, old.id, new.id.startswith(f"{old.id}-")) == (2, old.letter.dead_letter_id, True)
+    trail = redriven(old, None, 10).trail
+    assert trail is not None
+    states = {each.id: each.state for each in with_trails(places, {trail.dead_letter_id: trail})}
+    assert states == {old.id: "redriven", new.id: "new"}
+    assert the_one([old, new], old.id) == old
+    assert the_one([new], new.id[:40]) == new

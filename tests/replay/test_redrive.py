@@ -15,7 +15,7 @@ from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.projection import FoldProjection
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.store import StateStore
-from kinguin_streams.replay.dead_letters import Found
+from kinguin_streams.replay.dead_letters import Found, with_trails
 from kinguin_streams.replay.redrive import HandlerRedriver, ProjectionRedriver, Redrive, Redriven, Redriver
 from kinguin_streams.replay.run import Watch
 from kinguin_streams.schemas.codec import Decoder, Encoder
@@ -234,3 +234,17 @@ def test_an_event_that_kafka_has_not_confirmed_has_no_trail_and_the_others_have(
     assert redrive(kafka, letters, calls.redriver) == Redriven(redriven=1)
     assert len(kafka.events()) == 5
     assert calls == ["O9"]
+
+
+def test_two_records_that_had_one_position_are_both_taken_into_the_state_and_a_kill_before_the_trail_repeats_neither(
+    state_of_fragile_fold: ProjectionRedriver, tmp_path: Path
+) -> None:
+    value = Encoder().encode(order_status("completed", order_id="of the topic made anew"))
+    letters = [
+        (at_consumer(1, consumer="order-state"), 0, 0),
+        (at_consumer(1, consumer="order-state", value=value), 0, 1),
+    ]
+    found = list(with_trails(letters, {}))
+    for _ in range(2):
+        assert [state_of_fragile_fold.redrive(each) for each in found] == [None, None]
+    assert reader.orders_by_status(state_settings(tmp_path).url) == {"completed": 2}
