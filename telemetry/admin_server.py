@@ -110,10 +110,16 @@ class AdminServer:
 
     def stop(self) -> None:
         """Close the port and every connection."""
+        pulled = threading.Event()
+
+        def close() -> None:
+            # An answer that was sent at this moment wakes the thread too, before the pull below: closing the trigger's pipe
+            # then would let the pull write into whatever has the descriptor by now.
+            pulled.wait(_STOP_S)
+            wasyncore.close_all(self._connections)
+
         # On its own thread: nobody else may touch the sockets that it waits for.
-        self._server.trigger.pull_trigger(self._close)
+        self._server.trigger.pull_trigger(close)
+        pulled.set()
         self._thread.join(_STOP_S)
         self._server.task_dispatcher.shutdown()
-
-    def _close(self) -> None:
-        wasyncore.close_all(self._connections)

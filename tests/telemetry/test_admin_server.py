@@ -1,5 +1,6 @@
 """The admin port: what it answers, and that nothing but a stuck process makes it say that a restart helps."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -79,6 +80,24 @@ def test_a_stopped_port_can_be_had_by_the_next_process() -> None:
         assert ask(f"{address}/livez")[0] == 200
     port = int(address.rpartition(":")[2])
     listen("127.0.0.1", port, "PORT", host_setting="HOST").close()
+
+
+def test_it_stops_just_as_well_in_the_moment_of_an_answer() -> None:
+    for _ in range(20):
+        server = AdminServer(
+            listen("127.0.0.1", 0, "PORT", host_setting="HOST"), admin_app(Parts(), CollectorRegistry(), lambda: None)
+        )
+        trigger = server._server.trigger
+        pull = trigger._physical_pull
+
+        def woken_before(pull: Callable[[], None] = pull) -> None:
+            pull()  # by an answer: the thread finds the thunk already
+            time.sleep(0.01)
+            pull()
+
+        trigger._physical_pull = woken_before
+        server.start()
+        server.stop()
 
 
 def test_a_port_that_is_taken_says_which_setting_moves_it() -> None:
