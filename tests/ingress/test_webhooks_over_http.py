@@ -19,6 +19,7 @@ from tests.ingress.running_ingress import (
     new_id,
     order_status,
     request_bytes,
+    wait_until,
     webhook_headers,
 )
 
@@ -87,6 +88,7 @@ def test_a_body_without_its_headers_is_refused_and_says_so_in_the_log_at_most_on
 ) -> None:
     for _ in range(3):
         assert ingress.post(order_status(new_id()), event=None, secret=None).status == 401
+    wait_until(lambda: "headers_missing" in ingress.log_text(), 5, "the line")  # written by a thread of its own
     errors = [line for line in ingress.log_lines() if line["event"] == "headers_missing"]
     assert len(errors) == 1
     assert errors[0]["level"] == "error"
