@@ -29,6 +29,7 @@ lint:
 types:
     uv run mypy --strict -p kinguin_streams
     uv run mypy --strict tests examples
+    MYPYPATH=benchmarks uv run mypy --strict benchmarks/*.py
     uv run lint-imports
     uv run deptry .
 

@@ -274,7 +274,11 @@ def measure(
     best: dict[str, float] | None = None
     for _ in range(tries):
         with commands(name, kafka, server, records, limit_s) as command:
-            known = [cpu_s_of_machine, partial(cpu_s_of_sessions, [os.getsid(kafka.pid)]), _children_cpu_s]
+            known: list[Callable[[], float]] = [
+                cpu_s_of_machine,
+                partial(cpu_s_of_sessions, [os.getsid(kafka.pid)]),
+                _children_cpu_s,
+            ]
             if server is not None:
                 known.append(server.cpu_s)
             before, began_s = [cpu_s() for cpu_s in known], time.monotonic()
@@ -349,6 +353,7 @@ def main() -> None:
         arguments.add_argument(hidden, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.peer:
+        row: dict[str, Any]
         if options.peer in OURS:
             row = run_order_state(options.bootstrap_servers, options.records, options.state_url)
         else:

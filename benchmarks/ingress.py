@@ -285,7 +285,7 @@ def run(name: str, connections: Sequence[int], seconds: int, kafka: LocalBroker)
         try:
             if peer.spool:
                 load(port, 16, 2, peer.content_type)  # until the ingress knows
-            rows = []
+            rows: list[dict[str, float | str]] = []
             for number in connections:
                 row = measure(running, kafka, number, seconds)
                 say(f"{name} c{number}: {row['requests_per_s']:.0f}/s, p99 {row['p99_ms']:.1f} ms")

@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from measuring import kafka, median, say
+from measuring import broker, median, say
 
 SOURCE, TARGET = "source", "target"
 PARTITIONS = 6
@@ -196,7 +196,8 @@ def main() -> None:
     if given.peer:
         print(bare(given.at, given.records, produce=given.peer == "bare"))
         return
-    with kafka() as bootstrap_servers, tempfile.TemporaryDirectory() as name:
+    with broker() as local, tempfile.TemporaryDirectory() as name:
+        bootstrap_servers = local.bootstrap_servers
         make(bootstrap_servers, SOURCE)
         size = fill(bootstrap_servers, given.records)
         found: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
