@@ -5,6 +5,7 @@ an offset moves with what it stands for (a projection's, in its database) or aft
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import structlog
 
@@ -17,6 +18,7 @@ from kinguin_streams.consumers.client import Identity, NewClient, kafka_client
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
 from kinguin_streams.consumers.database_wait import DatabaseWait
 from kinguin_streams.consumers.effect import Effect
+from kinguin_streams.consumers.garbage import without_cycles_looked_for
 from kinguin_streams.consumers.held import HeldPartitions, PauseReason
 from kinguin_streams.consumers.membership import Membership, explained, with_short_session
 from kinguin_streams.consumers.settings import ConsumerSettings
@@ -93,6 +95,8 @@ class ConsumeLoop:
             database=self._database,
             tally=self.tally,
         )
+        # A handler's code is somebody else's, and may make cycles for as long as it runs.
+        self._garbage = nullcontext if effect.offsets_are_kafkas else without_cycles_looked_for
         self._stopping = False
         self._last_commit_s = self._last_report_s = clock.monotonic_s()
         self._reported = 0
@@ -199,7 +203,7 @@ class ConsumeLoop:
 
     def turn(self) -> None:
         """Take what is there, at most a batch of it, and let it take effect. Raises as `run` does."""
-        with explained():
+        with explained(), self._garbage():
             self._turn()
         self.tally.turned_s = self._clock.monotonic_s()
 

@@ -8,12 +8,12 @@ record gets into the target once, whenever the process dies.
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import structlog
 
+from kinguin_streams.consumers.garbage import without_cycles_looked_for
 from kinguin_streams.replay.checksum import Tally, tally
 from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.pace import Pace
@@ -169,22 +169,6 @@ class Moved:
     def read(self) -> Tally:
         """What was read: the written and the filtered ones."""
         return self.written + self.filtered
-
-
-@contextmanager
-def without_cycles_looked_for() -> Iterator[None]:
-    """Let Python not search for cyclic garbage meanwhile.
-
-    Measured: while thousands of records are held at once, that search takes half of the time of reading them, for records
-    and headers which are in no cycle. A run searches at its checkpoints instead.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def run(source: Source, target: Target, filters: Filters, receipt: Receipt, watch: Watch | None = None) -> Moved:

@@ -10,12 +10,13 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, Resou
 from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.cluster.topic_admin import topic_ids, unreachable
 from kinguin_streams.cluster.topic_reader import TopicReader
+from kinguin_streams.consumers.garbage import without_cycles_looked_for
 from kinguin_streams.replay.checksum import tally
 from kinguin_streams.replay.filters import Filters
 from kinguin_streams.replay.patience import patiently
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.record import Record
-from kinguin_streams.replay.run import Source, without_cycles_looked_for
+from kinguin_streams.replay.run import Source
 from kinguin_streams.replay.topic_record import record_of
 from kinguin_streams.replay.windows import PartitionFacts
 from kinguin_streams.telemetry.operator_error import OperatorError
