@@ -191,6 +191,7 @@ def _topic_target(settings: "Settings", plan: "Plan", *, at_rest: bool) -> "Targ
         same_partition=frozenset(options["same_partition"]),
         timestamp=options["timestamp"],
         check=_frame_guard(settings, plan) if plan.source_files else None,
+        needs_keys=options.get("compacted", False),  # receipts of earlier versions do not say it
         batch_records=settings.replay.batch_records,
         at_rest=at_rest,
     )

@@ -202,6 +202,7 @@ def copy_options(into: TopicFacts, sources: Sequence[TopicFacts], timestamp: Tim
         "partitions": into.partitions,
         "max_record_bytes": int(into.config.get("max.message.bytes", "1048588")),
         "same_partition": [facts.name for facts in sources if facts.partitions == into.partitions],
+        "compacted": topic_target.is_compacted(into),
     }
 
 

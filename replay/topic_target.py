@@ -76,6 +76,7 @@ class TopicTarget:
         same_partition: frozenset[str] = frozenset(),
         timestamp: Timestamp = "keep",
         check: Callable[[Sequence[Record]], None] | None = None,
+        needs_keys: bool = False,
         batch_records: int = 500,
         at_rest: bool = False,
     ) -> None:
@@ -84,9 +85,10 @@ class TopicTarget:
         producer, admin: from cluster.connection; reader: from topic_source.source_config(…, committed=False), since open
         transactions of others must not hide our records. timestamp: "now" writes the time of writing, and keeps the old
         one in `replay-timestamp`. check: raises OperatorError for records that must not be written: a frames.FrameGuard
-        where the values come from elsewhere. at_rest: nothing was written after the last `sync`: see receipt.Contents.
+        where the values come from elsewhere. needs_keys: it is compacted. at_rest: nothing was written after the last `sync`: see receipt.Contents.
         """
         self._check_records = check
+        self._needs_keys = needs_keys
         self._topic, self._partitions = topic, partitions
         self._id = replay_id.encode()
         self._same_partition = same_partition
@@ -149,12 +151,12 @@ class TopicTarget:
         """Hand records to the producer; it waits while its queue is full.
 
         Raises OperatorError: "not_delivered", "no_timestamp" for a record whose time cannot be kept: it has none, or one
-        that Kafka's client takes for "now".
+        that Kafka's client takes for "now", "no_key" for one that a compacted topic does not take.
         """
         if self._check_records is not None:
             self._check_records(records)
         produce, target, replay_id = self._producer.produce, self._topic, (REPLAY_ID, self._id)
-        keep, same_partition = self._timestamp == "keep", self._same_partition
+        keep, same_partition, needs_keys = self._timestamp == "keep", self._same_partition, self._needs_keys
         for topic, partition, offset, timestamp_ms, key, value, headers in records:
             added: Any = [*headers, replay_id, (REPLAY_SOURCE, f"{topic}/{partition}/{offset}")]
             if keep:
@@ -164,6 +166,9 @@ class TopicTarget:
             else:
                 added.append((REPLAY_TIMESTAMP, b"" if timestamp_ms is None else b"%d" % timestamp_ms))
                 written_ms = time.time_ns() // 1_000_000
+            if needs_keys and key is None:
+                # The broker would refuse its whole batch (INVALID_RECORD), and say of none of them which one it was.
+                raise _no_key(target, topic, partition, offset)
             to = partition if topic in same_partition else _ANY_PARTITION
             while True:
                 try:
@@ -271,6 +276,11 @@ def time_limit_ms(facts: TopicFacts) -> int | None:
     return min(set_ones, default=None)
 
 
+def is_compacted(facts: TopicFacts) -> bool:
+    """Return whether the topic keeps the newest record of each key, and takes none without one."""
+    return "compact" in facts.config.get("cleanup.policy", "")
+
+
 def is_too_old(facts: TopicFacts, instant_ms: int, now_ms: int) -> bool:
     """Return whether the target would not keep a record of this time."""
     limit_ms = time_limit_ms(facts)
@@ -314,7 +324,7 @@ def refuse(facts: TopicFacts, sources: Mapping[str, str], timestamp: Timestamp, 
 def warnings(facts: TopicFacts, sources: Sequence[TopicFacts]) -> list[str]:
     """Return what a person should know of the target."""
     said = []
-    if "compact" in facts.config.get("cleanup.policy", ""):
+    if is_compacted(facts):
         said.append(
             f"{facts.name} is compacted: of one key only the newest record stays, and the proof may come after that"
         )
@@ -363,6 +373,15 @@ def _no_timestamp(topic: str, partition: int, offset: int) -> OperatorError:
         "no_timestamp",
         f"The record {topic}/{partition}/{offset} has no time that could be kept.",
         "Say --timestamp now.",
+    )
+
+
+def _no_key(target: str, topic: str, partition: int, offset: int) -> OperatorError:
+    return OperatorError(
+        "no_key",
+        f"The record {topic}/{partition}/{offset} has no key, and {target} is compacted: Kafka does not take it.",
+        f"Name a target that is not compacted, or copy what lies before it, --until {partition}={offset}, and behind it, "
+        f"--from latest --from {partition}={offset + 1}.",
     )
 
 
