@@ -170,13 +170,6 @@ def test_ctrl_c_while_a_record_waits_for_its_next_attempt_is_a_checkpoint_and_ex
     assert len(seen(tmp_path)) == 2 * ORDERS - 2
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def state(request: pytest.FixtureRequest, tmp_path: Path) -> StateSettings:
-    if request.param == "sqlite":
-        return state_settings(tmp_path)
-    return StateSettings(url=request.getfixturevalue("postgres").new_database())
-
-
 def revisions(state: StateSettings) -> int:
     store = StateStore(state, ORDER_STATE)
     try:

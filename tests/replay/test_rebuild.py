@@ -30,13 +30,6 @@ EVENTS = 2_400
 STATUSES = ["processing", "completed", "canceled", "refunded"]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def state(request: pytest.FixtureRequest, tmp_path: Path) -> StateSettings:
-    if request.param == "sqlite":
-        return state_settings(tmp_path)
-    return StateSettings(url=request.getfixturevalue("postgres").new_database())
-
-
 def settings_of(streams: Streams, state: StateSettings, **more: object) -> dict[str, str]:
     return {
         "KINGUIN_KAFKA__BOOTSTRAP_SERVERS": str(streams.kafka.bootstrap_servers),
