@@ -1,8 +1,10 @@
 """`replay group` and `replay undo` on a real Kafka: a group's offsets are moved, shown, refused and moved back."""
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from tests.commands import run
 from tests.conftest import KafkaCluster
 from tests.consumers.deliveries import order_status
 from tests.consumers.kafka_streams import Streams, wait_until
+from tests.replay.many_orders import RECORDS as MILLION
+from tests.replay.many_orders import ManyOrders
+from tests.replay.replay_topics import ORIGIN_MS, Bench
 
 pytestmark = pytest.mark.kafka
 
@@ -189,3 +194,93 @@ def test_an_app_is_named_by_its_file_and_its_topics_are_known(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["group"] == f"{streams.prefix}.mine"
     assert committed(streams, f"{streams.prefix}.mine") == 3
+
+
+def read_on(streams: Streams, group: str, ends: dict[tuple[str, int], int]) -> dict[int, tuple[int, int]]:
+    """Let the group's own consumer read to these ends and commit; return each partition's first offset and the records."""
+    found: dict[int, tuple[int, int]] = {}
+    at: dict[tuple[str, int], int] = {}
+    deadline_s = time.monotonic() + 600
+    with member(streams, group) as consumer:
+        consumer.subscribe([streams.name("order.status")])
+        while at != ends and time.monotonic() < deadline_s:
+            for message in consumer.consume(10_000, 0.5):
+                assert message.error() is None, message.error()
+                partition, offset = message.partition(), message.offset()
+                first, records = found.get(partition, (offset, 0))
+                assert offset == first + records, "a record was left out, or came twice"
+                found[partition] = first, records + 1
+                at[message.topic(), partition] = offset + 1
+        consumer.commit(asynchronous=False)
+    assert at == ends
+    return found
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1_800)
+def test_a_group_over_a_million_records_is_moved_by_time_and_back_and_reads_what_the_plan_says(
+    *,
+    kafka: KafkaCluster,
+    topic_prefix: str,
+    tmp_path: Path,
+    command_over: Callable[[Streams], Callable[..., Any]],
+    record_property: Any,
+) -> None:
+    streams = Streams(kafka.bootstrap_servers, topic_prefix, partitions=6).make("order.status")
+    ManyOrders(streams).write(MILLION)
+    group, topic, command = f"{streams.prefix}.theirs", streams.name("order.status"), command_over(streams)
+    ends = streams.ends("order.status")
+    assert sum(ends.values()) == MILLION
+    assert read_on(streams, group, ends) == {number: (0, end) for (_, number), end in ends.items()}
+
+    # Worked out by reading all of it: where each partition first has a record of that time or later.
+    since_ms = ORIGIN_MS + MILLION // 3 * 10
+    begins: dict[int, int] = {}
+    seen = dict.fromkeys(range(6), 0)
+    for partition, at_ms, *_ in Bench(kafka.bootstrap_servers, topic_prefix, tmp_path).each(topic):
+        if at_ms >= since_ms:
+            begins.setdefault(partition, seen[partition])
+        seen[partition] += 1
+    rows = [
+        {
+            "topic": topic,
+            "partition": number,
+            "before": ends[topic, number],
+            "after": begins[number],
+            "again": ends[topic, number] - begins[number],
+            "skipped": 0,
+            "gone": None,
+        }
+        for number in range(6)
+    ]
+
+    def moved(*arguments: str) -> dict[str, Any]:
+        ended = command(*arguments, "--json")
+        assert ended.returncode == 0, ended.stderr
+        said: dict[str, Any] = json.loads(ended.stdout)
+        return said
+
+    def at() -> list[int]:
+        return [committed(streams, group, number) for number in range(6)]
+
+    since = datetime.fromtimestamp(since_ms / 1_000, UTC).isoformat()
+    began_s = time.monotonic()
+    assert moved("group", group, topic, "--from", since)["partitions"] == rows
+    assert at() == [ends[topic, number] for number in range(6)]
+    said = moved("group", group, topic, "--from", since, "--execute")
+    moved_s = round(time.monotonic() - began_s, 1)
+    assert (said["partitions"], at()) == (rows, [begins[number] for number in range(6)])
+
+    assert moved("undo", said["replay_id"], "--execute")["left"] == []
+    assert at() == [ends[topic, number] for number in range(6)]
+
+    said = moved("group", group, topic, "--from", since, "--execute")
+    assert read_on(streams, group, ends) == {number: (begins[number], rows[number]["again"]) for number in range(6)}
+    # It has come to where it was by itself, and no further: there is nothing to move back.
+    moved("undo", said["replay_id"], "--execute")
+    assert at() == [ends[topic, number] for number in range(6)]
+
+    said = moved("group", group, topic, "--from", "earliest", "--execute")
+    assert sum(row["again"] for row in said["partitions"]) == MILLION
+    assert read_on(streams, group, ends) == {number: (0, end) for (_, number), end in ends.items()}
+    record_property("figures", json.dumps({"records": MILLION, "plan_and_move_s": moved_s}))
