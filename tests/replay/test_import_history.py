@@ -3,7 +3,9 @@
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from confluent_kafka import Consumer, TopicPartition
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
 from kinguin_streams.consumers import reader
+from kinguin_streams.replay import receipt as receipts
 from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.schemas.event_id import event_id
-from kinguin_streams.schemas.events import StoreName
+from kinguin_streams.schemas.events import OrderStatus, StoreName
 from tests.commands import COMMAND, clean_environment, run
 from tests.conftest import KafkaCluster
 from tests.consumers.databases import state_settings
@@ -23,23 +26,24 @@ from tests.consumers.kafka_streams import Streams, running_loop, wait_until
 
 pytestmark = pytest.mark.kafka
 
+STORE = StoreName("default")
 LINES = 5_000
 BROKEN = (7, 1_234, 4_999)
 
 
-def body(number: int) -> str:
+def body(number: int, orders: int = 500) -> str:
     return (
-        f'{{"orderId":"O{number % 500}","orderExternalId":null,"status":"processing",'
+        f'{{"orderId":"O{number % orders}","orderExternalId":null,"status":"processing",'
         f'"updatedAt":"2021-03-04T05:{number // 60 % 60:02}:{number % 60:02}.{number % 1000:03}+00:00"}}'
     )
 
 
-def history(file: Path, *, broken: tuple[int, ...] = BROKEN) -> list[str]:
+def history(file: Path, *, count: int = LINES, orders: int = 500, broken: Collection[int] = BROKEN) -> list[str]:
     """Write lines of order.status; return the bodies that are valid. broken: numbers, from 1, of bodies that are not."""
     bodies = []
     with file.open("w") as lines:
-        for number in range(1, LINES + 1):
-            text = body(number)
+        for number in range(1, count + 1):
+            text = body(number, orders)
             if number in broken:
                 text = text.replace("updatedAt", "updated")
             else:
@@ -81,7 +85,7 @@ def messages(streams: Streams) -> Iterator[Any]:
 
 
 def ids(bodies: list[str]) -> set[str]:
-    return {event_id(StoreName("default"), "order.status", text.encode()) for text in bodies}
+    return {event_id(STORE, "order.status", text.encode()) for text in bodies}
 
 
 def test_every_line_becomes_its_event_or_its_dead_letter_with_its_number(streams: Streams, tmp_path: Path) -> None:
@@ -163,3 +167,61 @@ def test_a_line_that_cannot_be_read_stops_the_import_before_it_begins(streams: S
     assert "the first one is line 1" in refused.stderr
     done = run(settings, "replay", "import", str(file), "--skip-faults", "--execute", "--json")
     assert (done.returncode, json.loads(done.stdout)["events"]) == (0, LINES)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1_800)
+def test_200000_lines_killed_three_times_are_all_there_under_the_ids_that_they_had_on_arrival(
+    streams: Streams, tmp_path: Path, record_property: Any
+) -> None:
+    file, count = tmp_path / "webhooks.jsonl", 200_000
+    broken = range(999, count, 1_000)
+    wanted = ids(history(file, count=count, orders=499, broken=broken))
+    assert len(wanted) == count - len(broken)
+    settings = settings_of(streams, tmp_path, KINGUIN_REPLAY__CHECKPOINT_S="0.5")
+
+    def sent() -> int:
+        return sum(streams.ends("order.status", "dead-letter").values())
+
+    began_s = time.monotonic()
+    arguments = ["import", str(file), "--execute"]
+    receipt: Path | None = None
+    for _kill in range(3):
+        before = sent()
+        process = subprocess.Popen(
+            [*COMMAND, "replay", *arguments], env=clean_environment(settings), cwd=tmp_path, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_until(
+                lambda before=before: sent() > before + count // 5,  # type: ignore[misc]
+                "a fifth more",
+                timeout_s=300,
+            )
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(30)
+        (receipt,) = (tmp_path / "receipts").iterdir()
+        assert receipts.read(receipt).state == "interrupted", "it was done before it could be killed"
+        arguments = ["resume", str(receipt)]
+    resumed = run(settings, "replay", "resume", str(receipt), "--json", timeout_s=600)
+    import_s = round(time.monotonic() - began_s, 1)
+    assert resumed.returncode == 0, resumed.stderr
+    said = json.loads(resumed.stdout)
+    assert (said["lines"], said["events"], said["dead_letters"]) == (count, len(wanted), len(broken))
+    shown = json.loads(run(settings, "replay", "show", str(receipt), "--json").stdout)
+    assert (shown["state"], shown["runs"], shown["written"]["records"]) == ("done", 4, count)
+
+    decode, found = Decoder().decode, Counter[str]()
+    for message in messages(streams):
+        name = dict(message.headers())["ce_id"].decode()
+        event = decode(message.value())
+        assert isinstance(event, OrderStatus)
+        assert name == event.event_id == event_id(STORE, "order.status", event.raw)
+        found[name] += 1
+    assert found.keys() == wanted
+    assert max(found.values()) <= 4  # a line was sent once by each process, at most
+    letters = streams.dead_letters()
+    assert {letter.reason for letter in letters} == {"invalid_field"}
+    assert len({letter.dead_letter_id for letter in letters}) == len(broken)
+    again = found.total() - len(found)
+    record_property("figures", json.dumps({"lines": count, "import_s": import_s, "again": again}))
