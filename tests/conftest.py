@@ -2,9 +2,12 @@
 
 import fcntl
 import gc
+import itertools
 import json
 import logging
 import os
+import random
+import re
 import socket
 import subprocess
 import sys
@@ -377,10 +380,25 @@ def _wait_for_metadata(bootstrap_servers: str, timeout_s: float) -> None:
                 raise
 
 
+# Begins anywhere, so that two runs on one machine rarely meet.
+_PORTS = itertools.count(random.randrange(2_000))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, and that no other worker of this run will be given.
+
+    Below those that the system gives out by itself: one of them could be another worker's, or a client's, by the time that
+    the program under test listens. Seen: an `up` that found its admin port taken.
+    """
+    worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
+    while True:
+        port = 12_000 + worker % 10 * 2_000 + next(_PORTS) % 2_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 @contextmanager
