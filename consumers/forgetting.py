@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, select
 
 from kinguin_streams.consumers import database, outbox, tables
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK
@@ -33,7 +33,7 @@ def forget_state(settings: StateSettings, projection: FoldProjection[Any, Any], 
             # writer of one that is seen waits for this transaction, and reads the note then.
             build = held_build(connection, projection)
             if build is not None:
-                _delete(connection, projection.name, build.generation, key)
+                outbox.empty(connection, projection.name, build.generation, key)
             return True
     finally:
         engine.dispose()
@@ -71,10 +71,3 @@ def _note(connection: Connection, projection: str, key: StateKey, at_ms: int) ->
     connection.execute(
         row.on_conflict_do_update(index_elements=list(table.primary_key), set_={"forgotten_at_ms": at_ms})
     )
-
-
-def _delete(connection: Connection, projection: str, generation: int, key: StateKey) -> None:
-    table = tables.projection_state
-    its = and_(table.c.projection == projection, table.c.generation == generation)
-    its = and_(its, table.c.store == key.store, table.c.id == key.id)
-    connection.execute(update(table).where(its).values(state=tables.NONE_YET, revision=table.c.revision + 1))

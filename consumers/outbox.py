@@ -135,7 +135,15 @@ def confirm(connection: Connection, projection: str, generation: int, told: Iter
 
 
 def forget(connection: Connection, projection: str, generation: int, key: StateKey) -> bool:
-    """Delete the state of a key of a fold, and queue that it is gone. Return whether there was one.
+    """Delete the state of a key of a fold, and queue that it is gone. Return whether there was one."""
+    if not empty(connection, projection, generation, key):
+        return False
+    OutboxWriter(projection, generation, connection.dialect.name).queue(connection, [key])
+    return True
+
+
+def empty(connection: Connection, projection: str, generation: int, key: StateKey) -> bool:
+    """Delete the state of a key of a fold, of which nobody is to be told. Return whether there was one.
 
     Its row stays with the key and the revision, so that what comes later counts on from there.
     """
@@ -152,7 +160,4 @@ def forget(connection: Connection, projection: str, generation: int, key: StateK
         )
         .returning(table.c.revision)
     )
-    if connection.execute(gone).first() is None:
-        return False
-    OutboxWriter(projection, generation, connection.dialect.name).queue(connection, [key])
-    return True
+    return connection.execute(gone).first() is not None
