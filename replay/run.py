@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import structlog
 
@@ -54,16 +54,11 @@ class Landed(Protocol):
         """Return whether it does, and forget it: nobody asks twice. position: (topic, partition, offset) of the source."""
         ...
 
-    def __len__(self) -> int: ...
-
-
-@runtime_checkable
-class CountedLanded(Landed, Protocol):
-    """Landed records, of which it is known what each is."""
-
     def leave(self, below: Positions | None = None, /) -> Tally:
         """Return those that were never taken and lie before these positions, or all that are left, and forget them."""
         ...
+
+    def __len__(self) -> int: ...
 
 
 class NothingLanded:
@@ -72,6 +67,10 @@ class NothingLanded:
     def take(self, _position: tuple[str, int, int], /) -> bool:
         """Return False."""
         return False
+
+    def leave(self, _below: Positions | None = None, /) -> Tally:
+        """Return nothing."""
+        return Tally()
 
     def __len__(self) -> int:
         return 0
@@ -206,7 +205,7 @@ class _Run:
         contents = receipt.contents()
         self._plan: Plan = contents.plan
         last = contents.checkpoint
-        self._landed: Landed | None = None
+        self._landed: Landed = NothingLanded()
         self._stopped = False
         self._mark: Mark | None = None if last is None else last.mark
         self._positions: dict[tuple[str, int], int] = {} if last is None else last.offsets()
@@ -222,10 +221,8 @@ class _Run:
 
     def go(self) -> Moved:
         self._receipt.begun()
-        landed = self._target.open(self._mark)
-        if isinstance(landed, CountedLanded):
-            landed.leave(self._positions)  # the last checkpoint has counted it
-        self._landed = landed
+        landed = self._landed = self._target.open(self._mark)
+        landed.leave(self._positions)  # the last checkpoint has counted it
         if self._mark is None:
             self._checkpoint()  # where the target begins, before the first record is in it
         elif self._filters.distinct:
@@ -247,7 +244,7 @@ class _Run:
 
     def _count_vanished(self, below: Positions | None = None) -> None:
         """Count what a process that died has written and the source has lost since: the run has passed its place."""
-        if isinstance(self._landed, CountedLanded) and len(self._landed):
+        if len(self._landed):
             vanished = self._landed.leave(below)
             self._moved.written += vanished
             self._moved.vanished += vanished
