@@ -257,5 +257,6 @@ def test_what_may_be_released_is_read_by_apache_avro_and_by_fastavro_both_ways()
     """And nothing that Apache's check refuses passes ours. Of pairs that are all refused, or all good, it would prove nothing."""
     seen: Counter[str] = Counter()
     read_it_both_ways(seen)
-    assert seen["passed"] >= 60, seen
-    assert seen["refused"] >= 60, seen
+    # How they divide varies by what was imported before (Hypothesis draws from constants of loaded modules): 58 to 116 of each were seen.
+    assert seen["passed"] >= 30, seen
+    assert seen["refused"] >= 30, seen
