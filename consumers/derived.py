@@ -1,13 +1,14 @@
 """A derived topic read back, and compared with the database that it was told from."""
 
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from kinguin_streams.cluster.topic_reader import TopicReader
 from kinguin_streams.consumers import database, outbox
 from kinguin_streams.consumers.batch import Message
+from kinguin_streams.consumers.derived_records import Digested, digest, digested
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.live_rows import live_generation
 from kinguin_streams.consumers.projection import Projection, StateKey
@@ -19,13 +20,15 @@ from kinguin_streams.schemas.outgoing import GENERATION_HEADER, REVISION_HEADER
 
 ALL_KEYS = 2**31
 
+Content = TypeVar("Content", Derived, bytes)
 
-class Told(NamedTuple):
-    """What a derived topic says of a key. record None: it was forgotten."""
+
+class Told(NamedTuple, Generic[Content]):
+    """What a derived topic says of a key. content: its record, or the digest of it; None: it was forgotten."""
 
     generation: int
     revision: int
-    record: Derived | None
+    content: Content | None
     is_last: bool = True
     """Whether no record of an earlier revision stands behind it, which compaction would keep in its place."""
 
@@ -54,17 +57,28 @@ class Comparison(msgspec.Struct, frozen=True):
     differences: tuple[Difference, ...]
 
 
-def newest(messages: Iterable[Message], decoder: Decoder) -> dict[str, Told]:
+def newest(messages: Iterable[Message], decoder: Decoder) -> dict[str, Told[Derived]]:
     """Return the greatest (generation, revision) of each key, tombstones included.
 
     Raises what Decoder.decode raises, and ValueError for a record that is no state.
     """
-    found: dict[str, Told] = {}
+    return _newest(messages, decoder, lambda record: record)
+
+
+def newest_digests(messages: Iterable[Message], decoder: Decoder) -> dict[str, Told[bytes]]:
+    """Return the same with each record's digest: all records of a topic may not fit into memory. Raises as `newest`."""
+    return _newest(messages, decoder, digest)
+
+
+def _newest(
+    messages: Iterable[Message], decoder: Decoder, content: Callable[[Derived], Content]
+) -> dict[str, Told[Content]]:
+    found: dict[str, Told[Content]] = {}
     for message in messages:
         key = (message.key() or b"").decode()
-        told = _told(message, decoder)
-        if key not in found or told[:2] >= found[key][:2]:
-            found[key] = told
+        generation, revision, record = _told(message, decoder)
+        if key not in found or (generation, revision) >= found[key][:2]:
+            found[key] = Told(generation, revision, None if record is None else content(record))
         else:
             found[key] = found[key]._replace(is_last=False)
     return found
@@ -73,40 +87,36 @@ def newest(messages: Iterable[Message], decoder: Decoder) -> dict[str, Told]:
 def read_derived(reader: TopicReader, topic: str, decoder: Decoder) -> dict[str, Derived]:
     """Return the record of each key that the topic now has: the table that it stands for. Raises as `newest` does."""
     told = newest(reader.read({}, reader.end_offsets([topic])), decoder)
-    return {key: each.record for key, each in told.items() if each.record is not None}
+    return {key: each.content for key, each in told.items() if each.content is not None}
 
 
-def compare(states: Mapping[str, Derived], waiting: frozenset[str], told: Mapping[str, Told]) -> tuple[Difference, ...]:
+def compare(
+    states: Mapping[str, Digested], waiting: frozenset[str], told: Mapping[str, Told[bytes]]
+) -> tuple[Difference, ...]:
     """Return what differs, by key. states: the database's; waiting: keys of the outbox; told: the topic's."""
     differences: list[Difference] = []
     for key in sorted((states.keys() | told.keys()) - waiting):
         state, topics = states.get(key), told.get(key)
-        at_state = None if state is None else (state.generation, state.revision)
+        at_state = None if state is None else state[:2]
         at_topic = None if topics is None else topics[:2]
         if state is None or at_state is None:
-            if topics is not None and topics.record is not None:
+            if topics is not None and topics.content is not None:
                 differences.append(Difference(key, "left_over", at_topic, None))
             elif topics is not None and not topics.is_last:
                 differences.append(Difference(key, "overtaken", at_topic, None))
         elif topics is None or at_topic is None:
             differences.append(Difference(key, "missing", None, at_state))
         elif at_topic < at_state:
-            if topics.generation < state.generation and _says_the_same(topics.record, state):
+            if topics.generation < state.generation and topics.content == state.digest:
                 continue  # a rebuild tells what has become different, and nothing else
             differences.append(Difference(key, "older", at_topic, at_state))
         elif at_topic > at_state:
             differences.append(Difference(key, "newer", at_topic, at_state))
-        elif topics.record != state:
+        elif topics.content != state.digest:
             differences.append(Difference(key, "other", at_topic, at_state))
         elif not topics.is_last:
             differences.append(Difference(key, "overtaken", at_topic, at_state))
     return tuple(differences)
-
-
-def _says_the_same(told: Derived | None, state: Derived) -> bool:
-    return told is not None and state == msgspec.structs.replace(
-        told, generation=state.generation, revision=state.revision
-    )
 
 
 def repair(
@@ -140,12 +150,13 @@ def verify(
     the database once more. Raises OperatorError as database.open_for_reading and TopicReader do, and as `newest`.
     """
     states, waiting = _database(projection, settings)
-    told = newest(reader.read({}, reader.end_offsets([topic])), decoder)
+    told = newest_digests(reader.read({}, reader.end_offsets([topic])), decoder)
     differences = compare(states, waiting, told)
     if any(difference.code in ("newer", "left_over", "overtaken") for difference in differences):
-        later, still_waiting = _database(projection, settings)
-        moved_on = {key for key in later if key not in states or later[key].revision != states[key].revision}
-        moved_on |= states.keys() - later.keys() | still_waiting
+        doubtful = {difference.key for difference in differences}
+        later, still_waiting = _database(projection, settings, doubtful)
+        moved_on = {key for key in doubtful if _revision(later.get(key)) != _revision(states.get(key))}
+        moved_on |= still_waiting
         differences = tuple(difference for difference in differences if difference.key not in moved_on)
     return Comparison(keys=len(states), waiting=len(waiting), differences=differences)
 
@@ -159,7 +170,10 @@ def _live_generation(settings: StateSettings, projection: Projection) -> int | N
         engine.dispose()
 
 
-def _database(projection: Projection, settings: StateSettings) -> tuple[dict[str, Derived], frozenset[str]]:
+def _database(
+    projection: Projection, settings: StateSettings, only: Container[str] | None = None
+) -> tuple[dict[str, Digested], frozenset[str]]:
+    """Return the states, or those of some keys, and every key that waits in the outbox."""
     engine = database.open_for_reading(settings)
     try:
         with database.explained(settings), engine.connect() as connection:
@@ -167,24 +181,34 @@ def _database(projection: Projection, settings: StateSettings) -> tuple[dict[str
             if generation is None:
                 return {}, frozenset()
             queued = outbox.peek(connection, projection.name, generation, ALL_KEYS)
-            states = {key.in_topic: state for key, state in every_state(connection, projection, generation)}
+            waiting = frozenset(row.key.in_topic for row in queued)
+            del queued  # while consumers catch up it has nearly every key
+            states = {
+                key.in_topic: digested(state)
+                for key, state in every_state(connection, projection, generation)
+                if only is None or key.in_topic in only
+            }
     finally:
         engine.dispose()
-    return states, frozenset(row.key.in_topic for row in queued)
+    return states, waiting
 
 
-def _told(message: Message, decoder: Decoder) -> Told:
+def _revision(state: Digested | None) -> int | None:
+    return None if state is None else state.revision
+
+
+def _told(message: Message, decoder: Decoder) -> tuple[int, int, Derived | None]:
     value = message.value()
     if value is None:
         headers = dict(message.headers() or ())
         try:
-            return Told(int(headers[GENERATION_HEADER] or b""), int(headers[REVISION_HEADER] or b""), None)
+            return int(headers[GENERATION_HEADER] or b""), int(headers[REVISION_HEADER] or b""), None
         except (KeyError, ValueError) as error:
             raise ValueError(f"{_where(message)}: a tombstone that does not say its generation and revision") from error
     record = decoder.decode(value)
     if not isinstance(record, Derived):
         raise ValueError(f"{_where(message)}: a {record.record_name} is no state")
-    return Told(record.generation, record.revision, record)
+    return record.generation, record.revision, record
 
 
 def _where(message: Message) -> str:

@@ -4,12 +4,27 @@ A record says what does not depend on a clock, so that the same facts make the s
 """
 
 from collections.abc import Iterable
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+import msgspec
 
 from kinguin_streams.consumers import order_state, product_changes
 from kinguin_streams.consumers.order_state import OrderState
 from kinguin_streams.consumers.product_changes import Change
 from kinguin_streams.consumers.projection import StateKey
-from kinguin_streams.schemas.events import OrderStateRecord, ProductStateRecord, StoreName
+from kinguin_streams.schemas.events import Derived, OrderStateRecord, ProductStateRecord, StoreName
+
+DIGEST_BYTES: Final = 16
+
+
+class Digested(NamedTuple):
+    """What is kept of a record to compare it: for an order of ten facts, a twentieth of its memory."""
+
+    generation: int
+    revision: int
+    digest: bytes
 
 
 def order_record(key: StateKey, state: OrderState, generation: int, revision: int) -> OrderStateRecord:
@@ -83,3 +98,21 @@ def product_record(key: StateKey, changes: Iterable[Change], generation: int, re
         cheapest_offer_ids=values.get("cheapest_offer_ids"),
         cheapest_offer_id_as_of_ms=as_of_ms.get("cheapest_offer_ids"),
     )
+
+
+def digest(record: Derived) -> bytes:
+    """Return 16 bytes that are equal for records that say the same, at whatever generation and revision.
+
+    They are the BLAKE2b of the record as MessagePack. Not of its value in a topic: that would take ten times as long
+    (50 µs for an order of ten facts), and a schema version need not have every field. A price is 5.79 in the database
+    and 5.790000 in a topic; normalised, it is one text.
+    """
+    fields = zip(record.__struct_fields__, msgspec.structs.astuple(record), strict=True)
+    prices = {name: value.normalize() for name, value in fields if isinstance(value, Decimal)}
+    alike = msgspec.structs.replace(record, generation=0, revision=0, **prices)
+    return blake2b(msgspec.msgpack.encode(alike), digest_size=DIGEST_BYTES).digest()
+
+
+def digested(record: Derived) -> Digested:
+    """Return it of a record."""
+    return Digested(record.generation, record.revision, digest(record))

@@ -39,7 +39,7 @@ def states_of(
 
 
 def every_state(connection: Connection, projection: Projection, generation: int) -> Iterator[tuple[StateKey, Derived]]:
-    """Yield every key with its record, by key; memory does not grow with their number.
+    """Yield every key with its record, by key; in memory are some rows, and of products all the revisions.
 
     A product that has no revision yet has 0.
     """

@@ -169,7 +169,7 @@ class ProjectionDriver(Driver, Generic[S]):
         Of each key the record with the greatest (generation, revision) counts.
         """
         told = newest(self.kafka.records(self._derived_topic), self._decoder)
-        return {StateKey(*key.split(":", 1)): each.record for key, each in told.items()}
+        return {StateKey(*key.split(":", 1)): each.content for key, each in told.items()}
 
     def expected_derived(self) -> dict[StateKey, Derived]:
         """Return the derived record of every state in the database."""

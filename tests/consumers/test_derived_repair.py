@@ -14,6 +14,7 @@ from kinguin_streams.cluster.connection import producer_config
 from kinguin_streams.cluster.publisher import KafkaPublisher, Report
 from kinguin_streams.consumers import derived
 from kinguin_streams.consumers.derived import Difference, Told
+from kinguin_streams.consumers.derived_records import digested
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
 from kinguin_streams.consumers.projection import Projection
@@ -30,7 +31,7 @@ from tests.consumers.databases import PRODUCT_TOPIC, STATUS_TOPIC, advance
 from tests.consumers.deliveries import order_status, product_update, received
 from tests.consumers.kafka_streams import Streams, wait_until
 from tests.consumers.test_consumer_kill import environment, start
-from tests.consumers.test_derived_topics import verify_command
+from tests.consumers.test_derived_topics import topic_reader, verify_command
 from tests.consumers.test_outbox import Log, queued, states, tell_all
 
 
@@ -89,7 +90,7 @@ def test_a_relay_that_lost_its_lock_on_the_way_puts_back_what_it_may_have_told_t
         one.turn()
     assert queued(store) == {}
     assert not log.right(store), "the older state came last: compaction would keep it"
-    [difference] = derived.compare(states_by_key(store), frozenset(), derived.newest(log.kept, Decoder()))  # type: ignore[arg-type]
+    [difference] = compared(store, log)
     assert (difference.code, difference.in_topic, difference.in_database) == ("overtaken", (1, 2), (1, 2))
 
     if stops:
@@ -106,8 +107,9 @@ def test_a_relay_that_lost_its_lock_on_the_way_puts_back_what_it_may_have_told_t
     store.close()
 
 
-def states_by_key(store: StateStore) -> Any:
-    return states(store)
+def compared(store: StateStore, log: Log, projection: Projection = ORDER_STATE) -> tuple[Difference, ...]:
+    held = {key: digested(record) for key, record in states(store, projection).items()}
+    return derived.compare(held, frozenset(), derived.newest_digests(log.kept, Decoder()))  # type: ignore[arg-type]
 
 
 def test_what_was_told_under_a_lock_that_lasted_is_told_once(settings: StateSettings, orders: StateStore) -> None:
@@ -157,8 +159,7 @@ def test_every_difference_that_can_be_mended_is_mended_by_telling_again(
     put(order_record("later-make", 9, generation=2))
 
     def differences() -> dict[str, Difference]:
-        found = derived.compare(states(orders), frozenset(), derived.newest(log.kept, Decoder()))  # type: ignore[arg-type]
-        return {difference.key.partition(":")[2]: difference for difference in found}
+        return {difference.key.partition(":")[2]: difference for difference in compared(orders, log)}
 
     before = differences()
     assert {name: difference.code for name, difference in before.items()} == {
@@ -189,7 +190,7 @@ def test_a_product_is_mended_too(settings: StateSettings, products: StateStore) 
     [kept] = log.kept
     state = Decoder().decode(kept.value() or b"")
     log.send(outgoing(msgspec.structs.replace(state, revision=30), topics(), Encoder()))
-    [difference] = derived.compare(states(products, PRODUCT_CHANGES), frozenset(), derived.newest(log.kept, Decoder()))  # type: ignore[arg-type]
+    [difference] = compared(products, log, PRODUCT_CHANGES)
     assert difference.code == "newer"
     assert derived.repair(PRODUCT_CHANGES, settings, [difference]) == ()
     assert queued(products, PRODUCT_CHANGES) == {"1949": 31}
@@ -226,16 +227,25 @@ def test_by_command_what_differs_is_told_once_more(kafka: KafkaCluster, topic_pr
     try:
         right = 0, {"keys": 3, "waiting": 0, "differences": []}
         wait_until(lambda: verified() == right, f"all told ({log})")
+        with topic_reader(streams) as made:
+            c = derived.read_derived(made, streams.name("order.state"), Decoder())["default:C"]
+        assert isinstance(c, OrderStateRecord)
+        another_fact = msgspec.structs.replace(c, facts=((c.facts[0][0], "pending", *c.facts[0][2:]),))
         with KafkaPublisher(producer_config(streams.kafka, client_id="stranger")) as publisher:
-            for record in (order_record("A", 99), order_record("B", 0), order_record("unknown", 5)):
+            for record in (order_record("A", 99), order_record("B", 0), another_fact, order_record("unknown", 5)):
                 publisher.publish(outgoing(record, streams.topics, Encoder()))
         exit_code, found = verified()
         assert (exit_code, {each["key"]: each["difference"] for each in found["differences"]}) == (
             1,
-            {"default:A": "newer", "default:B": "overtaken", "default:unknown": "left_over"},
+            {
+                "default:A": "newer",
+                "default:B": "overtaken",
+                "default:C": "other",
+                "default:unknown": "left_over",
+            },
         )
         exit_code, found = verified("--repair")
-        assert (exit_code, found["queued"], len(found["differences"])) == (0, 3, 3)
+        assert (exit_code, found["queued"], len(found["differences"])) == (0, 4, 4)
         wait_until(lambda: verified() == right, f"all to be mended ({log})")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

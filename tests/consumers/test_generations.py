@@ -13,6 +13,7 @@ from sqlalchemy import Engine, delete, event, select
 
 from kinguin_streams.consumers import database, derived, forgetting, generations, outbox, reader, tables
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK
+from kinguin_streams.consumers.derived_records import digested
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.forgetting import forget_state
 from kinguin_streams.consumers.generations import Behind, Build, Swapped
@@ -415,11 +416,11 @@ def test_a_topic_that_tells_the_same_in_an_older_generation_is_up_to_date(
     live: StateStore, settings: StateSettings
 ) -> None:
     with live.engine.begin() as connection:
-        before = {key.in_topic: record for key, record in every_state(connection, ORDER_STATE, 1)}
-    in_topic = {key: derived.Told(record.generation, record.revision, record) for key, record in before.items()}
+        before = {key.in_topic: digested(record) for key, record in every_state(connection, ORDER_STATE, 1)}
+    in_topic = {key: derived.Told(*state) for key, state in before.items()}
     swap(settings, MENDED, built(settings, MENDED, EVENTS, 3, STATUS_TOPIC))
     with live.engine.begin() as connection:
-        after = {key.in_topic: record for key, record in every_state(connection, MENDED, 2)}
+        after = {key.in_topic: digested(record) for key, record in every_state(connection, MENDED, 2)}
     assert [each.key for each in derived.compare(after, frozenset(), in_topic)] == ["default:B"]
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import event
 
 from kinguin_streams.cluster.publisher import PublishFailed, Report, TopicMissing
 from kinguin_streams.consumers import database, derived, generations, outbox
+from kinguin_streams.consumers.derived_records import Digested, digested
 from kinguin_streams.consumers.derived_states import every_state
 from kinguin_streams.consumers.forgetting import forget_state
 from kinguin_streams.consumers.order_state import ORDER_STATE
@@ -85,7 +86,7 @@ class Log:
 
     def table(self) -> dict[str, Derived]:
         told = derived.newest(self.kept, Decoder())  # type: ignore[arg-type]
-        return {key: each.record for key, each in told.items() if each.record is not None}
+        return {key: each.content for key, each in told.items() if each.content is not None}
 
 
 @pytest.fixture
@@ -461,21 +462,23 @@ def test_forgetting_leaves_state_and_outbox_as_they_were_if_it_dies(
 
 
 def test_compare_names_what_differs() -> None:
-    def state(revision: int, status: str = "pending") -> OrderStateRecord:
-        return OrderStateRecord(
-            store=StoreName("s"),
-            order_id="A",
-            generation=1,
-            revision=revision,
-            received_at_ms=1,
-            status=status,
-            truncated=False,
-            set_aside=0,
-            set_aside_truncated=False,
+    def state(revision: int, status: str = "pending") -> Digested:
+        return digested(
+            OrderStateRecord(
+                store=StoreName("s"),
+                order_id="A",
+                generation=1,
+                revision=revision,
+                received_at_ms=1,
+                status=status,
+                truncated=False,
+                set_aside=0,
+                set_aside_truncated=False,
+            )
         )
 
-    def told(revision: int, status: str | None = "pending") -> derived.Told:
-        return derived.Told(1, revision, None if status is None else state(revision, status))
+    def told(revision: int, status: str | None = "pending") -> derived.Told[bytes]:
+        return derived.Told(1, revision, None if status is None else state(revision, status).digest)
 
     found = derived.compare(
         {
