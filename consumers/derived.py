@@ -155,7 +155,7 @@ def verify(
     if any(difference.code in ("newer", "left_over", "overtaken") for difference in differences):
         doubtful = {difference.key for difference in differences}
         later, still_waiting = _database(projection, settings, doubtful)
-        moved_on = {key for key in doubtful if _revision(later.get(key)) != _revision(states.get(key))}
+        moved_on = {key for key in doubtful if later.get(key) != states.get(key)}
         moved_on |= still_waiting
         differences = tuple(difference for difference in differences if difference.key not in moved_on)
     return Comparison(keys=len(states), waiting=len(waiting), differences=differences)
@@ -191,10 +191,6 @@ def _database(
     finally:
         engine.dispose()
     return states, waiting
-
-
-def _revision(state: Digested | None) -> int | None:
-    return None if state is None else state.revision
 
 
 def _told(message: Message, decoder: Decoder) -> tuple[int, int, Derived | None]:

@@ -12,6 +12,7 @@ import pytest
 from kinguin_streams.consumers import derived
 from kinguin_streams.consumers.derived import Comparison, Difference
 from kinguin_streams.consumers.derived_records import DIGEST_BYTES, digest
+from kinguin_streams.consumers.generations import Swapped
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
 from kinguin_streams.consumers.projection import Projection
@@ -24,6 +25,7 @@ from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import topics
 from tests.consumers.databases import PRODUCT_TOPIC, STATUS_TOPIC, advance
 from tests.consumers.deliveries import order_status, product_update, received
+from tests.consumers.test_generations import BUGGY, EVENTS, MENDED, built, swap
 from tests.consumers.test_outbox import Kept, Log, states, tell_all
 
 ORDER = OrderStateRecord(
@@ -114,8 +116,11 @@ class LogReader:
     """A topic in memory, behind the methods of cluster.topic_reader.TopicReader that `verify` calls."""
 
     log: Log
+    meanwhile: Callable[[], None] = lambda: None
+    """What others do between the first look at the database and the look at the topic."""
 
     def end_offsets(self, asked: list[str]) -> dict[tuple[str, int], int]:
+        self.meanwhile()
         return {(topic, 0): len(self.log.kept) for topic in asked}
 
     def read(self, start: Any, end: dict[tuple[str, int], int]) -> Iterator[Kept]:
@@ -127,27 +132,21 @@ def verified(settings: StateSettings, log: Log, projection: Projection = ORDER_S
     return derived.verify(projection, settings, LogReader(log), "topic", Decoder())  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def tell(settings: StateSettings) -> Iterator[Callable[..., Log]]:
-    relays: list[Relay] = []
-
-    def told(projection: Projection = ORDER_STATE) -> Log:
-        log = Log()
-        relays.append(Relay(projection, state=settings, topics=topics(), encoder=Encoder(), sender=log))
-        tell_all(relays[-1])
-        return log
-
-    yield told
-    for relay in relays:
-        relay.stop()
+def told(settings: StateSettings, projection: Projection = ORDER_STATE) -> Log:
+    """Return what a relay tells that begins now, and ends when it has told all that waits."""
+    log = Log()
+    relay = Relay(projection, state=settings, topics=topics(), encoder=Encoder(), sender=log)
+    tell_all(relay)
+    relay.stop()
+    return log
 
 
 def test_one_other_fact_of_an_order_at_the_same_revision_is_noticed(
-    settings: StateSettings, orders: StateStore, tell: Callable[..., Log]
+    settings: StateSettings, orders: StateStore
 ) -> None:
     batch = [received(order_status(status, minute), minute) for minute, status in enumerate(("pending", "completed"))]
     orders.apply([*batch, received(order_status("pending", order_id="B"), 2)], [advance(STATUS_TOPIC, None, 3)])
-    log = tell()
+    log = told(settings)
     assert verified(settings, log) == Comparison(2, 0, ())
     state = states(orders)["default:PHS84FJAG5U"]
     assert isinstance(state, OrderStateRecord)
@@ -160,11 +159,11 @@ def test_one_other_fact_of_an_order_at_the_same_revision_is_noticed(
 
 
 def test_a_price_of_a_product_is_the_same_in_the_topic_and_in_the_database(
-    settings: StateSettings, products: StateStore, tell: Callable[..., Log]
+    settings: StateSettings, products: StateStore
 ) -> None:
     batch = [received(product_update(1, price="5.79"), 0), received(product_update(1, price="100", kinguin_id=2), 1)]
     products.apply(batch, [advance(PRODUCT_TOPIC, None, 2)])
-    log = tell(PRODUCT_CHANGES)
+    log = told(settings, PRODUCT_CHANGES)
     assert verified(settings, log, PRODUCT_CHANGES) == Comparison(2, 0, ())
     state = states(products, PRODUCT_CHANGES)["default:1949"]
     log.send(outgoing(msgspec.structs.replace(state, price=Decimal("5.8")), topics(), Encoder()))
@@ -172,8 +171,25 @@ def test_a_price_of_a_product_is_the_same_in_the_topic_and_in_the_database(
     assert (difference.key, difference.code) == ("default:1949", "other")
 
 
+def test_a_rebuild_that_goes_live_while_the_topic_is_read_makes_no_difference(settings: StateSettings) -> None:
+    """The one order that it changes is at revision 1 before and after."""
+    store = StateStore(settings, BUGGY)
+    store.apply(EVENTS, [advance(STATUS_TOPIC, None, 3)])
+    store.close()
+    log = told(settings, BUGGY)
+    build = built(settings, MENDED, EVENTS, 3, STATUS_TOPIC)
+
+    def go_live() -> None:
+        assert swap(settings, MENDED, build) == Swapped(before=1, generation=2, told=1, vanished=0)
+        log.kept += told(settings, MENDED).kept
+
+    reader = LogReader(log, go_live)
+    assert derived.verify(ORDER_STATE, settings, reader, "topic", Decoder()) == Comparison(2, 0, ())  # type: ignore[arg-type]
+    assert derived.newest(log.kept, Decoder())["default:B"][:2] == (2, 1)  # type: ignore[arg-type]
+
+
 def test_comparing_takes_no_more_memory_for_orders_with_more_facts(
-    settings: StateSettings, orders: StateStore, tell: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
+    settings: StateSettings, orders: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 20 facts each, whole records take 18 KB an order, of topic and database together."""
     monkeypatch.setattr("kinguin_streams.consumers.derived_states.ROWS_IN_MEMORY", 10)
@@ -183,7 +199,7 @@ def test_comparing_takes_no_more_memory_for_orders_with_more_facts(
         for number in range(keys * facts)
     ]
     orders.apply(batch, [advance(STATUS_TOPIC, None, len(batch))])
-    log = tell()
+    log = told(settings)
     assert verified(settings, log) == Comparison(
         keys, 0, ()
     )  # also fills what is kept for good, as compiled statements
