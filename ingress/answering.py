@@ -130,11 +130,11 @@ class Webhooks:
         if asked.method not in METHODS:
             entry.reason = "method_not_allowed"
             raise Problem("method_not_allowed", headers=(("Allow", ", ".join(METHODS)),))
-        if asked.method != "POST":
-            return _ping(entry)
         if asked.body is None:
             entry.reason = "body_too_large"
             raise Problem("body_too_large")
+        if asked.method != "POST":
+            return _ping(entry)
         entry.body_bytes = len(asked.body)
         delivery = _delivery(asked, store, asked.body, received_at_ms)
 

@@ -157,10 +157,7 @@ def _ping(operation_id: str, whose: str) -> Json:
         "security": [],
         "responses": {
             "204": {"$ref": "#/components/responses/Ping"},
-            # A body that is announced with a GET is the server's concern alone: the application does not read it.
-            **_referred(("400", "404")),
-            "413": {"$ref": "#/components/responses/TooLargeForTheServer"},
-            **_referred(("431", "500", "501")),
+            **_referred(("400", "404", "413", "431", "500", "501")),
         },
     }
 
@@ -263,7 +260,6 @@ def _responses() -> Json:
                 ["body_too_large"],
             )
         ),
-        "TooLargeForTheServer": _of_the_server(f"A body of {BACKSTOP_BODY_BYTES:,} bytes or more."),
         "400": _or_the_server(
             _problem("What is not HTTP: a broken request line, header or `Content-Length`.", ["bad_request"])
         ),

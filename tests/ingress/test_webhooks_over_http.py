@@ -118,6 +118,8 @@ def test_the_checks_are_in_order_404_405_413_ping_401(ingress: RunningIngress) -
     assert ingress.send(request_bytes("PUT", "/webhooks/unknown", big)[:-2] + b"\r\n" + b"x" * 70_000).status == 404
     assert ingress.send(request_bytes("PUT", "/webhooks", big) + b"x" * 70_000).status == 405
     assert ingress.send(request_bytes("POST", "/webhooks", big) + b"x" * 70_000).status == 413
+    for method in ("GET", "HEAD"):
+        assert ingress.send(request_bytes(method, "/webhooks", big) + b"x" * 70_000, method).status == 413
     assert ingress.post(b"{", secret="wrong", event="unknown").status == 401
 
 
