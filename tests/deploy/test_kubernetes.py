@@ -169,6 +169,7 @@ def test_the_spool_is_on_a_claim_that_outlives_the_pod_and_is_larger_than_the_sp
     size = claim["spec"]["resources"]["requests"]["storage"]
     assert int(size.removesuffix("Gi")) * 2**30 > SpoolSettings().max_bytes
     assert stateful["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    assert {"name": "KINGUIN_SPOOL__REQUIRE_DURABLE", "value": "true"} in container["env"]
 
 
 def test_an_eviction_takes_one_ingress_at_a_time() -> None:

@@ -236,6 +236,7 @@ def test_two_ingresses_share_no_spool_and_no_webhook_port_goes_round_the_proxy()
         ["spool-1:/var/lib/kinguin-streams"],
         ["spool-2:/var/lib/kinguin-streams"],
     ]
+    assert all(one["environment"]["KINGUIN_SPOOL__REQUIRE_DURABLE"] == "true" for one in ingresses)
     assert all(port.endswith(":8081") for one in ingresses for port in one["ports"])
     assert [port.rpartition(":")[2] for port in services["haproxy"]["ports"]] == ["8080"]
 
