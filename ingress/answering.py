@@ -68,6 +68,10 @@ class Keeps(Protocol):
         """End once the record is durable, by then. Raises NotKept, or KafkaRefuses."""
         ...
 
+    def keep_on_disk(self, record: OutgoingRecord, deadline_s: float, refused: KafkaRefuses, /) -> Steps[Where]:
+        """Do the same with a record that Kafka has refused for good. Raises NotKept."""
+        ...
+
 
 class StrippedHeaders:
     """Says at most once a minute that bodies arrive without their headers: a proxy in front of us removes them."""
@@ -188,7 +192,7 @@ class Webhooks:
             began_s = time.perf_counter()
             try:
                 sending = outgoing(record, self.topics, self.encoder, *span.headers)
-                where = yield from self.keeper.keep(sending, asked.arrived_s + self.deadline_s)
+                where = yield from self._kept(sending, record, asked.arrived_s + self.deadline_s)
             except NotKept as failed:
                 span.ended(failed.code, failed=True)
                 self.ledger.publish_failed(failed.code)
@@ -199,15 +203,18 @@ class Webhooks:
         entry.topic, entry.kept, entry.kept_after_s = topic, where, time.perf_counter() - began_s
         return where
 
+    def _kept(self, sending: OutgoingRecord, record: Event | DeadLetter, deadline_s: float) -> Steps[Where]:
+        try:
+            return (yield from self.keeper.keep(sending, deadline_s))
+        except KafkaRefuses as refuses:
+            if not isinstance(record, DeadLetter):
+                raise
+            # There is no other topic for it. Sent again it would be refused again, and each time be a failure of the sender's.
+            return (yield from self.keeper.keep_on_disk(sending, deadline_s, refuses))
+
     def _dead_letter(self, asked: Asked, dead_letter: DeadLetter, entry: Entry, request_id: str) -> Steps[Answer]:
         entry.event = dead_letter.event or OTHER
-        try:
-            yield from self._keep(asked, dead_letter, entry, request_id)
-        except KafkaRefuses as refuses:
-            entry.reason = "kafka_refused"
-            topic = self.topics.name("dead-letter")
-            log.error("not_kept", request_id=request_id, topic=topic, code="kafka_refused", error=str(refuses))
-            raise Problem("unavailable", headers=_COME_AGAIN) from refuses
+        yield from self._keep(asked, dead_letter, entry, request_id)
         reason = dead_letter.reason
         entry.outcome, entry.reason = "dead_lettered", reason
         log.warning(

@@ -72,6 +72,10 @@ class Keeper:
             return "kafka"
         return (yield from self._after(failure, record, deadline_s))
 
+    def keep_on_disk(self, record: OutgoingRecord, deadline_s: float, refused: KafkaRefuses) -> Steps[Where]:
+        """End once a record that Kafka has refused is on disk, for a person. Raises NotKept."""
+        return (yield from self._spool(record, None, deadline_s, NotKept("kafka_refused", str(refused))))
+
     def _confirmed(self) -> None:
         if self.breaker.confirmed(time.monotonic()):
             log.info("kafka_back")

@@ -288,9 +288,23 @@ def test_row_13_what_even_the_dead_letter_topic_refuses_stays_in_the_spool_and_s
         with stalled(own_kafka.broker):
             assert running.post(large).status == 204
         wait_until(lambda: "spooled_record_set_aside" in running.log_text(), 40, "a record that is set aside")
+
+        # The same while Kafka answers: the spool has room, and coming again would help nobody.
+        def kafka_is_back() -> bool:
+            running.post(order_status(new_id()))
+            return running.metrics()["kinguin_ingress_kafka_away", ()] == 0
+
+        wait_until(kafka_is_back, 20, "Kafka's return")
+        answers = [running.post(body) for body in (*bodies(1, size=20_000), b"{" + b" " * 20_000)]
+        assert [(answer.status, answer.fault) for answer in answers] == [
+            (202, "refused_by_kafka"),
+            (202, "malformed_json"),
+        ]
+        refused = ("kinguin_ingress_spool_refused_events", ())
+        wait_until(lambda: running.metrics()[refused] == 3, 20, "dead letters that are set aside")
         metrics = running.metrics()
-        assert metrics["kinguin_ingress_spool_refused_events", ()] == 1
         assert metrics["kinguin_ingress_spool_events", ()] == 0
+        assert metrics["kinguin_ingress_failure_ratio", ()] == 0
         assert_balanced(metrics)
         assert running.log.dead_letters() == []
         assert is_ready(running)
@@ -302,7 +316,8 @@ def test_row_13_what_even_the_dead_letter_topic_refuses_stays_in_the_spool_and_s
         timeout=30,
         text=True,
     )
-    why = json.loads(shown.stdout)["refused"]
+    why, *of_letters = [json.loads(line)["refused"] for line in shown.stdout.splitlines()]
+    assert [said.partition("; and ")[2] for said in of_letters] == ["no dead letter: it is a dead-letter itself"] * 2
     assert re.fullmatch("refused: MSG_SIZE_TOO_LARGE.*; and no dead letter: refused: MSG_SIZE_TOO_LARGE.*", why)
 
 

@@ -42,6 +42,10 @@ class Taken:
         self.records.append(record)
         return "kafka"
 
+    def keep_on_disk(self, _record: OutgoingRecord, _deadline_s: float, refused: KafkaRefuses, /) -> Steps[Where]:
+        yield from ()
+        raise NotKept("kafka_refused", str(refused))
+
 
 class BrokenEncoder(Encoder):
     """Fails on every record."""

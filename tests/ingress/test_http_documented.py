@@ -15,7 +15,6 @@ OF_THE_APPLICATION = {
     "unknown_path",
     "method_not_allowed",
     "body_too_large",
-    "kafka_refused",
     "too_many_in_flight",
 }
 

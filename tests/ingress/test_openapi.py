@@ -21,7 +21,7 @@ from kinguin_streams.ingress.admin import make_admin_app
 from kinguin_streams.ingress.answering import Keeps, StrippedHeaders, Webhooks
 from kinguin_streams.ingress.app import make_app
 from kinguin_streams.ingress.decide import INVALID_REASONS
-from kinguin_streams.ingress.keeper import NotKept, Where
+from kinguin_streams.ingress.keeper import KafkaRefuses, NotKept, Where
 from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.openapi import PAYLOADS
 from kinguin_streams.ingress.payloads import InvalidWebhook, parse_updated_at, read_event
@@ -203,6 +203,10 @@ class KafkaAway:
         yield from ()
         raise NotKept("kafka_no_report", "")
 
+    def keep_on_disk(self, _record: OutgoingRecord, _deadline_s: float, refused: KafkaRefuses, /) -> Steps[Where]:
+        yield from ()
+        raise NotKept("kafka_refused", str(refused))
+
 
 class Kept:
     """Keeps everything."""
@@ -210,6 +214,10 @@ class Kept:
     def keep(self, _record: OutgoingRecord, _deadline_s: float, /) -> Steps[Where]:
         yield from ()
         return "kafka"
+
+    def keep_on_disk(self, _record: OutgoingRecord, _deadline_s: float, refused: KafkaRefuses, /) -> Steps[Where]:
+        yield from ()
+        raise NotKept("kafka_refused", str(refused))
 
 
 class BrokenSecrets(Secrets):
