@@ -1,7 +1,7 @@
 """`kinguin-streams state`: what the consumers have made of the events."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -163,6 +163,9 @@ def show_order(
 ) -> None:
     """Say why an order is in its state: its facts, where each lies in Kafka, transitions and contradictions.
 
+    Facts that were set aside have a reason: before_2018 (updatedAt is older than the sender's API) or after_receipt (it is
+    more than a day later than its own delivery).
+
     Exits 1 if no event of this order has arrived.
     """
     from kinguin_streams.consumers import reader
@@ -185,6 +188,9 @@ def show_product(
     state_url: StateUrl = None,
 ) -> None:
     """Show a product's latest known values, its changes per day and hour, and what changed from one to the next.
+
+    Changes that were set aside have a reason: before_2018 (updatedAt is older than the sender's API) or after_receipt (it is
+    more than a day later than its own delivery).
 
     Exits 1 if no change of this product has arrived.
     """
@@ -375,7 +381,7 @@ def _order_detail(view: "OrderView") -> dict[str, Any]:
             {"code": pair.code, "earlier": _fact(pair.earlier), "later": _fact(pair.later)}
             for pair in view.contradictions
         ],
-        "setAside": [_fact(fact) for fact in view.set_aside],
+        "setAside": [_set_aside(fact) for fact in view.set_aside],
     }
 
 
@@ -388,6 +394,12 @@ def _fact(fact: "Fact") -> dict[str, Any]:
         "partition": fact.seen.partition,
         "offset": fact.seen.offset,
     }
+
+
+def _set_aside(fact: "Fact") -> dict[str, Any]:
+    from kinguin_streams.consumers.plausible_time import implausible_because
+
+    return {**_fact(fact), "reason": implausible_because(fact.updated_at_ms, fact.seen.received_at_ms)}
 
 
 def _print_order(view: "OrderView") -> None:
@@ -413,7 +425,7 @@ def _print_order(view: "OrderView") -> None:
             )
     if view.set_aside:
         output.result("\nSet aside: their updatedAt cannot be believed")
-        output.result_table(columns, [_fact(fact) for fact in view.set_aside])
+        output.result_table([*columns, "reason"], [_set_aside(fact) for fact in view.set_aside])
 
 
 def _why(view: "OrderView") -> str:
@@ -453,7 +465,8 @@ def _product_line(view: "ProductView") -> dict[str, Any]:
     }
 
 
-def _product_detail(view: "ProductView", changes: "Iterable[Change]") -> dict[str, Any]:
+def _product_detail(view: "ProductView", changes: "Sequence[Change]") -> dict[str, Any]:
+    from kinguin_streams.consumers.plausible_time import implausible_because
     from kinguin_streams.consumers.product_changes import differences
 
     return {
@@ -469,6 +482,19 @@ def _product_detail(view: "ProductView", changes: "Iterable[Change]") -> dict[st
                 "eventId": item.event_id,
             }
             for item in differences(changes)
+        ],
+        "setAsideChanges": [
+            {
+                "updatedAt": _time(item.updated_at_ms),
+                "receivedAt": _time(item.received_at_ms),
+                "topic": item.topic,
+                "partition": item.partition,
+                "offset": item.offset,
+                "eventId": item.event_id,
+                "reason": implausible_because(item.updated_at_ms, item.received_at_ms),
+            }
+            for item in sorted(changes, key=lambda item: (item.updated_at_ms, item.event_id))
+            if item.set_aside
         ],
     }
 
@@ -488,6 +514,8 @@ def _print_product(detail: Mapping[str, Any]) -> None:
     output.result_table(["updatedAt", "field", "before", "after"], detail["differences"])
     if detail["setAside"]:
         output.result(f"\n{detail['setAside']} changes were set aside: their updatedAt cannot be believed")
+        columns = ["updatedAt", "receivedAt", "topic", "partition", "offset", "reason"]
+        output.result_table(columns, detail["setAsideChanges"])
 
 
 def _value(value: Any) -> Any:

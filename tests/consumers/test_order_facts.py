@@ -19,7 +19,7 @@ from kinguin_streams.consumers.order_state import (
     time_in_status_ms,
     view,
 )
-from kinguin_streams.consumers.plausible_time import EARLIEST_MS, TOLERANCE_MS
+from kinguin_streams.consumers.plausible_time import EARLIEST_MS, TOLERANCE_MS, implausible_because, is_plausible
 from kinguin_streams.consumers.projection import Received
 from tests.consumers.deliveries import MINUTE_MS, START_MS, at, order_complete, order_status, received
 
@@ -176,6 +176,15 @@ def test_a_time_before_2018_or_a_day_ahead_is_set_aside(updated_at_ms: int, rece
     assert (len(order.facts), len(order.set_aside)) == ((1, 0) if is_fact else (0, 1))
     assert order.status == ("completed" if is_fact else None)
     assert order.order_external_id == ("AL2FEEHOO2OHF" if is_fact else None)
+
+
+@given(st.integers(EARLIEST_MS - 2, EARLIEST_MS + 2), st.integers(-2, 2), st.booleans())
+def test_what_is_set_aside_has_a_reason_and_nothing_else_has(updated_at_ms: int, by_ms: int, is_early: bool) -> None:
+    received_at_ms = updated_at_ms - by_ms - (TOLERANCE_MS if is_early else 0)
+    event = order_status("completed", updated_at_ms=updated_at_ms, received_at_ms=received_at_ms)
+    reason = implausible_because(updated_at_ms, received_at_ms)
+    assert (reason is None) == is_plausible(event)
+    assert (reason == "before_2018") == (updated_at_ms < EARLIEST_MS)
 
 
 def test_a_fact_that_any_delivery_shows_as_plausible_is_a_fact() -> None:

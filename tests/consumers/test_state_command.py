@@ -172,13 +172,15 @@ def test_show_order_answers_why(
     }
     assert [change["after"] for change in detail["transitions"]] == ["processing", "completed", "refunded"]
     assert detail["timeInStatusMs"] == {"processing": 60_000, "completed": 0, "refunded": 3_600_000}
-    assert [fact["status"] for fact in detail["setAside"]] == ["on_hold"]
+    assert [(fact["status"], fact["reason"]) for fact in detail["setAside"]] == [("on_hold", "before_2018")]
 
 
 def test_show_order_says_when_every_fact_was_set_aside(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(folder, ORDER_STATE, order_status("completed", updated_at_ms=0))
     assert run(["state", "show", "order", "PHS84FJAG5U"]) == 0
-    assert "every fact was set aside" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "every fact was set aside" in text
+    assert "before_2018" in text
 
 
 def test_show_product_tells_values_counts_and_differences(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,10 +191,13 @@ def test_show_product_tells_values_counts_and_differences(folder: Path, capsys: 
     assert detail["perHour"] == {"2024-01-01T00:00:00.000Z": 1, "2024-01-01T01:00:00.000Z": 1}
     [difference] = detail["differences"]
     assert (difference["field"], difference["before"], difference["after"]) == ("qty", 5, 4)
+    [aside] = detail["setAsideChanges"]
+    assert (aside["updatedAt"], aside["offset"], aside["reason"]) == ("2024-01-01T00:00:00.000Z", 2, "after_receipt")
     assert run(["state", "show", "product", "1949"]) == 0
     text = capsys.readouterr().out
     assert "2 changes, the last at 2024-01-01T01:10:00.000Z" in text
     assert "1 changes were set aside" in text
+    assert "after_receipt" in text
 
 
 def test_busiest_counts_changes_that_can_be_believed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
