@@ -19,8 +19,11 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 CONNECT_TIMEOUT_S = 5
 # Any number that others in the database are unlikely to use: "kinguin\0" as eight bytes.
 SCHEMA_LOCK = int.from_bytes(b"kinguin\0", "big")
-_AWAY = ("08", "57P", "53300")
-"""SQLSTATE: connection exceptions; the server is shutting down or starting; too many connections."""
+_AWAY = ("08", "57P", "53300", "25P03", "25P04")
+"""SQLSTATE: connection exceptions; the server is shutting down or starting; too many connections; the server has ended a
+session whose process was paused within a transaction, as a frozen virtual machine is."""
+_GAVE_WAY = ("40001", "40P01")
+"""SQLSTATE: the transaction was undone in favour of another one. It can be done again."""
 
 
 def refuse_unless_usable(url: URL) -> None:
@@ -84,6 +87,12 @@ def explanation(url: URL, settings: StateSettings, error: BaseException) -> Oper
             "state_busy",
             f"Another process has held a row or table of {where} for {settings.busy_timeout_s:g} s.",
             "Nothing is lost: see pg_stat_activity for who holds it.",
+        )
+    if code in _GAVE_WAY:
+        return OperatorError(
+            "state_busy",
+            f"PostgreSQL at {where} has undone our transaction in favour of another one: {said}.",
+            "Nothing is lost: see the server's log for who else writes these tables.",
         )
     if code in ("53100", "53200"):
         return OperatorError(

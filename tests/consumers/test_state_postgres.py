@@ -1,5 +1,6 @@
 """What PostgreSQL alone can do to a state: many writers, a server that goes away, texts it does not take."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -172,6 +173,48 @@ def test_a_row_that_somebody_holds_is_waited_for_and_then_named(postgres: Postgr
         assert busy.value.code == "state_busy"
     store.apply([], [advance(STATUS_TOPIC, 1, 2)])
     store.close()
+
+
+def test_who_was_paused_within_a_transaction_does_it_again(settings: StateSettings, orders: StateStore) -> None:
+    """The server ends a session that is idle in a transaction for long; the rows that it held are not held for ever."""
+
+    def end_soon(connection: Any) -> None:
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 100")
+
+    def pause(connection: Any) -> None:
+        time.sleep(1.0)
+
+    batch = [received(order_status("processing"), 0)], [advance(STATUS_TOPIC, None, 1)]
+    event.listen(orders.engine, "begin", end_soon)
+    event.listen(orders.engine, "commit", pause)
+    with pytest.raises(OperatorError) as away:
+        orders.apply(*batch)
+    assert away.value.code == "state_away"
+    event.remove(orders.engine, "begin", end_soon)
+    event.remove(orders.engine, "commit", pause)
+    orders.apply(*batch)
+    assert reader.orders_by_status(settings.url) == {"processing": 1}
+
+
+def test_a_transaction_that_gives_way_to_another_is_done_again(settings: StateSettings, orders: StateStore) -> None:
+    """Not ours among themselves, which take their rows in one order: somebody with psql."""
+    orders.apply([], [advance(STATUS_TOPIC, None, 1), advance(STATUS_TOPIC, None, 1, partition=1)])
+    further = [advance(STATUS_TOPIC, 1, 2), advance(STATUS_TOPIC, 1, 2, partition=1)]
+    held = "SELECT 1 FROM projection_offset WHERE partition = {} FOR UPDATE"
+    with psycopg.connect(settings.url.replace("+psycopg", "")) as other, ThreadPoolExecutor() as pool:
+        other.execute("SET deadlock_timeout = '30s'")  # the first to look for a circle is undone
+        other.execute(held.format(1))
+        applying = pool.submit(orders.apply, [], further)
+        with psycopg.connect(settings.url.replace("+psycopg", ""), autocommit=True) as watching:
+            while not watching.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall():
+                time.sleep(0.01)
+        other.execute(held.format(0))
+        with pytest.raises(OperatorError) as undone:
+            applying.result(30)
+        assert undone.value.code == "state_busy"
+        other.rollback()
+    orders.apply([], further)
+    assert reader.stored_offsets(settings.url, "order-state") == {(STATUS_TOPIC, 0): 2, (STATUS_TOPIC, 1): 2}
 
 
 @pytest.mark.parametrize("database", ["missing", "postgres"])
