@@ -35,6 +35,12 @@ class Member:
         """Whether it has been given partitions."""
         return '"partitions_assigned"' in self.log.read_text()
 
+    def last_words(self) -> str:
+        """Have it say where each of its threads is, end it, and return the end of its log: the folder may be gone tomorrow."""
+        self.process.send_signal(signal.SIGABRT)
+        self.process.wait(30)
+        return self.log.read_text()[-8_000:]
+
     @property
     def reason(self) -> str:
         """Why it has ended by itself, in its own words, without what differs from one time to the next."""
@@ -68,7 +74,8 @@ class Fleet:
     def join(self, consumer: str, act: str = "join") -> None:
         number = len(self.members) + len(self._ended)
         log = self.folder / f"{consumer}-{number}.log"
-        self.members.append(Member(consumer, start(dict(self.environment), log, consumer), log))
+        environment = {**self.environment, "PYTHONFAULTHANDLER": "1"}  # so that it can say where it hangs
+        self.members.append(Member(consumer, start(environment, log, consumer), log))
         self.counts[act] += 1
         self.note(f"{act} {log.stem}")
 
@@ -104,7 +111,7 @@ class Fleet:
             exit_code = member.process.poll()
             if exit_code is None:
                 stops_late = member.asked_to_stop_s is not None and now_s > member.asked_to_stop_s + STOPS_WITHIN_S
-                assert not stops_late, f"{member.log} does not stop; {self}"
+                assert not stops_late, f"{member.log} does not stop; {self}\n{member.last_words()}"
                 continue
             self.members.remove(member)
             self._ended.append(member)
