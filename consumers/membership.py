@@ -3,9 +3,10 @@
 Every callback of the client comes inside `consume` or `close`, on the thread that called them.
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
@@ -21,6 +22,9 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
+LEAVE_WAIT_S: Final = 10.0
+"""The client waits for its last commit and has no timeout. Measured with a broker that is there and says nothing: 150 s, and it
+had not ended; with one that is gone: the session, which is 45 s with the consumer protocol."""
 _NO_SUCH_TOPIC = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -95,17 +99,30 @@ class Membership:
         self._client.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def leave(self) -> None:
-        """Tell Kafka how far it came, and leave; a static member stays known until its session ends."""
-        client = self.client
+        """Tell Kafka how far it came, and leave, within LEAVE_WAIT_S; a static member stays known until its session ends."""
+        failures: list[Exception] = []
+        leaving = threading.Thread(target=self._tell_and_close, args=(self.client, failures), name="leave", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_WAIT_S)
+        self._client = None
+        self.is_member = False
+        if leaving.is_alive():
+            hint = "nothing is lost: Kafka notices at the end of the session, and what it was not told of is done again, or known"
+            self._log.warning("group_not_left", waited_s=LEAVE_WAIT_S, hint=hint)
+        elif failures:
+            raise failures[0]
+
+    def _tell_and_close(self, client: ConsumerClient, failures: list[Exception]) -> None:
         try:
-            if self._effect.offsets_are_kafkas:
-                self._commit_and_wait(client, list(self._moved))
-            else:
-                self.commit()
-        finally:
-            client.close()
-            self._client = None
-            self.is_member = False
+            try:
+                if self._effect.offsets_are_kafkas:
+                    self._commit_and_wait(client, list(self._moved))
+                else:
+                    self.commit()
+            finally:
+                client.close()
+        except Exception as error:  # noqa: BLE001 - whatever it is, `leave` raises it
+            failures.append(error)
 
     def consume(self, most_records: int, wait_s: float) -> list[Message]:
         """Return records of this process's partitions which have not taken effect. Raises what a callback has kept."""

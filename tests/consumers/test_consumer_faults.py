@@ -1,6 +1,8 @@
 """Faults of a consumer's surroundings, one by one, on a real Kafka and on either database. Numbers: docs/faults.md."""
 
+import os
 import random
+import signal
 import sqlite3
 import threading
 import time
@@ -17,7 +19,7 @@ from sqlalchemy import event
 
 from kinguin_streams.cluster import local_config
 from kinguin_streams.cluster.connection import CLIENT_LOGGER, producer_config
-from kinguin_streams.consumers import derived, reader
+from kinguin_streams.consumers import derived, membership, reader
 from kinguin_streams.consumers.app import App, Context, Reject
 from kinguin_streams.consumers.order_state import ORDER_STATE, order_key, rank
 from kinguin_streams.consumers.projection import FoldProjection, Received
@@ -295,6 +297,31 @@ def test_row_55_odd_keys_reach_no_compacted_topic_and_compaction_leaves_what_the
     assert {key: state.status for key, state in rebuilt.items()} == {  # type: ignore[union-attr]
         f"default:{view.order_id}": view.status for view in reader.order_views(settings.url)
     }
+
+
+# A broker that does not answer
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_broker_that_says_nothing_keeps_no_consumer_from_ending(
+    kafka_factory: StartBroker, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """The client's close waits for the commit that is under way, and that for ever."""
+    monkeypatch.setattr(membership, "LEAVE_WAIT_S", 2.0)
+    broker = kafka_factory(tmp_path / "broker")
+    streams = Streams(broker.bootstrap_servers, topic_prefix).make()
+    streams.kafka = streams.kafka.model_copy(update={"config": {"group.protocol": protocol}})
+    streams.write(*some_orders(100, random.Random(1)))
+    with running_loop(streams, tmp_path) as running:
+        running.catch_up(streams.ends(*ORDER_TOPICS))
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            running.stop()
+            assert time.monotonic() - began_s < 10
+            assert running.failure is None
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
 
 
 # Databases that do not answer
