@@ -260,6 +260,10 @@ class Membership:
         stored = self._effect.starts(self.client, identity, sources)
         for part in sources:
             self.next_offsets[part] = stored.get(part)
+            if part in stored and not self._effect.offsets_are_kafkas:
+                # Whoever had it before may have died, or given it away, before Kafka was told: where nothing more arrives,
+                # its lag would stand for ever.
+                self._uncommitted[part] = self._moved[part] = stored[part]
         return [TopicPartition(*part, stored.get(part, OFFSET_BEGINNING)) for part in sources]
 
     def _on_revoke(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:

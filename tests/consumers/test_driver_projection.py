@@ -304,3 +304,18 @@ def test_what_a_driver_has_made_is_gone_at_its_end(tmp_path: Path, monkeypatch: 
 
 def test_a_store_name_is_one_of_the_contract() -> None:
     assert events.order_status(store="shop-2").store == StoreName("shop-2")
+
+
+@pytest.mark.parametrize("act", ["crash_after_commit", "join", "lose_partition"])
+def test_kafka_is_told_of_what_a_process_has_done_that_could_not_tell_it_any_more(act: str) -> None:
+    """Where nothing more arrives, the lag would stand for ever in everybody's tools."""
+    with ProjectionDriver(ORDER_STATE, partitions=2) as driver:
+        send_some(driver)
+        if act != "crash_after_commit":
+            driver.run()
+        getattr(driver, act)()
+        driver.run()
+        driver.advance(2)  # a commit a second
+        assert driver.waiting == 0
+        told = driver.kafka.group("kinguin-streams.order-state").committed
+        assert told == driver.offsets()
