@@ -101,17 +101,21 @@ def show(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter: why, where it came from, its headers, its body as text or in hexadecimal, and its trail."""
-    from kinguin_streams.cli import output
+    """Show one dead letter: why, where it came from, its headers, its body, and its trail.
+
+    The body of a consumer's is shown as the record that it is; what is none, as text, or in hexadecimal.
+    """
+    from kinguin_streams.cli import output, wiring
     from kinguin_streams.replay.dead_letters import Asked, the_one
     from kinguin_streams.replay.letter_view import in_lines, view
 
     with _opened() as all_of:
         found = the_one(list(all_of.found(Asked(ids=(dead_letter_id,)))[1]), dead_letter_id)
+        decode = wiring.decoder(all_of.settings).decode
     if as_json:
-        output.result_json(view(found))
+        output.result_json(view(found, decode))
         return
-    for line in in_lines(found):
+    for line in in_lines(found, decode):
         output.result(line)
 
 
@@ -128,10 +132,10 @@ def export(
     since: Since = None,
     until: Until = None,
 ) -> None:
-    """Write dead letters as JSON lines: everything there is about each, the body as base64, its trail."""
+    """Write dead letters as JSON lines: everything there is about each, the body as base64, the record that it is, its trail."""
     import msgspec
 
-    from kinguin_streams.cli import output
+    from kinguin_streams.cli import output, wiring
     from kinguin_streams.replay.letter_view import view
     from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -148,7 +152,8 @@ def export(
             since=since,
             until=until,
         )
-        lines = (msgspec.json.encode(view(each)).decode() for each in all_of.found(asked)[1])
+        decode = wiring.decoder(all_of.settings).decode
+        lines = (msgspec.json.encode(view(each, decode)).decode() for each in all_of.found(asked)[1])
         if str(file) == "-":
             for line in lines:
                 output.result(line)

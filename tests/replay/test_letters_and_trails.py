@@ -1,11 +1,15 @@
-"""What becomes of a dead letter, told from its records and its trail."""
+"""What becomes of a dead letter, told from its records and its trail; and how it is shown."""
 
 import msgspec
+import pytest
 
 from kinguin_streams.replay.dead_letters import Asked, Found, grouped, once_each, the_one, with_trails
+from kinguin_streams.replay.letter_view import in_lines, view
 from kinguin_streams.replay.trail import after_redrive, step
+from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
 from kinguin_streams.schemas.events import DeadLetter
+from tests.consumers.deliveries import order_status
 
 AT_MS = 1_770_000_000_000
 MOST_ATTEMPTS = 3
@@ -67,3 +71,34 @@ def test_another_record_at_the_position_is_a_dead_letter_of_its_own_with_a_trail
     assert states == {old.id: "redriven", new.id: "new"}
     assert the_one([old, new], old.id) == old
     assert the_one([new], new.id[:40]) == new
+
+
+def test_the_body_of_a_consumer_s_is_shown_as_the_record_that_it_is() -> None:
+    event = order_status("completed", 1, order_id="O7")
+    found = Found(failed(0, Encoder().encode(event)), 0, 0, None)
+    record = view(found, Decoder().decode)["record"]
+    assert (record["record"], record["fields"]["orderId"], record["fields"]["status"]) == (
+        "order.status",
+        "O7",
+        "completed",
+    )
+    assert record["fields"]["raw"] == event.raw.decode()
+    assert record["fields"]["updatedAt"].endswith("Z")
+    lines = list(in_lines(found, Decoder().decode))
+    assert "    orderId: O7" in lines
+    assert not [line for line in lines if "c3 01" in line]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b"\xff\x00 nonsense", id="no record of anybody's"),
+        pytest.param(b"\xc3\x01unknown!\x02", id="a record of a later version"),
+        pytest.param(b"\x00\x00\x00\x00\x07\x02", id="a record of a registry that is not set here"),
+        pytest.param(b"", id="no value"),
+    ],
+)
+def test_a_body_that_is_no_record_is_shown_as_its_bytes(value: bytes) -> None:
+    found = Found(failed(0, value), 0, 0, None)
+    assert view(found, Decoder().decode)["record"] is None
+    assert value[:4].hex(" ") in "\n".join(in_lines(found, Decoder().decode))
