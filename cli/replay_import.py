@@ -1,5 +1,6 @@
 """`kinguin-streams replay import`: old webhooks, from logs or another system, into the topics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,11 @@ from kinguin_streams.cli.options import Json
 
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
-    from kinguin_streams.replay.import_history import Contents
+    from kinguin_streams.replay.import_history import Contents, LineNote
+    from kinguin_streams.replay.plan import Plan
     from kinguin_streams.replay.receipt import Receipt
+
+MOST_LINES_TOLD = 20
 
 
 def import_(
@@ -57,12 +61,10 @@ def import_(
     )
     for warning in plan.warnings:
         output.talk(f"warning: {warning}")
-    for note in found.letters:
-        output.talk(f"line {note.line} becomes a dead letter: {note.what}")
-    for note in found.faults:
-        output.talk(f"line {note.line} cannot be read: {note.what}")
+    _tell(found.letters, found.letter_count, "becomes a dead letter")
+    _tell(found.faults, found.fault_count, "cannot be read")
     if not execute:
-        _show_plan(found, as_json=as_json)
+        _show_plan(plan, found, as_json=as_json)
         return
     if not skip_faults:
         import_history.refuse_faults(found)
@@ -104,15 +106,37 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
         raise typer.Exit(replay_running.EXIT_INTERRUPTED)
 
 
-def _show_plan(found: "Contents", *, as_json: bool) -> None:
+def _tell(notes: "Sequence[LineNote]", count: int, what: str) -> None:
+    from kinguin_streams.cli import output
+
+    for note in notes[:MOST_LINES_TOLD]:
+        output.talk(f"line {note.line} {what}: {note.what}")
+    if count > MOST_LINES_TOLD:
+        output.talk(f"… and {count - MOST_LINES_TOLD:,} more; the plan's --json names the first {len(notes):,} of all")
+
+
+def _show_plan(plan: "Plan", found: "Contents", *, as_json: bool) -> None:
     import msgspec
 
     from kinguin_streams.cli import output
+    from kinguin_streams.replay.import_history import estimated_duration_s
+    from kinguin_streams.replay.plan import amount, duration
 
+    seconds = estimated_duration_s(found, plan.pace)
     if as_json:
-        output.result_json({**msgspec.to_builtins(found), "executed": False})
+        output.result_json(
+            {
+                **msgspec.to_builtins(found),
+                "seconds_estimated": round(seconds, 1),
+                "warnings": plan.warnings,
+                "executed": False,
+            }
+        )
         return
-    output.result(f"{found.lines:,} lines, {found.fault_count:,} of them cannot be read")
+    output.result(
+        f"{found.lines:,} lines, {amount(found.bytes)}, about {duration(seconds)}; "
+        f"{found.fault_count:,} of them cannot be read"
+    )
     rows = [{"becomes": event, "lines": count} for event, count in found.by_event.items()]
     rows += [{"becomes": f"dead letter: {reason}", "lines": count} for reason, count in found.by_reason.items()]
     output.result_table(("becomes", "lines"), rows)

@@ -31,7 +31,10 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 log = structlog.get_logger()
 
 KIND: Final = "import"
-MOST_FAULTS: Final = 20
+MOST_NOTES: Final = 10_000
+"""Of so many lines it is said what is wrong with them; of the rest, how many there are."""
+LINES_PER_S: Final = 10_000
+"""What one process does, roughly. An estimate, no promise."""
 MAX_LINE_BYTES: Final = 1_000_000
 """A body has 64 KiB at most, and base64 and escapes at worst six times that."""
 IN_FLIGHT: Final = 5_000
@@ -46,7 +49,10 @@ class LineNote(msgspec.Struct, frozen=True):
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in a file. by_event, by_reason: lines that are events, and lines that are dead letters, with their numbers."""
+    """What is in a file. by_event, by_reason: how many lines are events, and dead letters.
+
+    letters, faults: the first MOST_NOTES lines that become dead letters, and that cannot be read; fault_count: all of those.
+    """
 
     lines: int
     bytes: int
@@ -57,6 +63,11 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     fault_count: int
     reserialised: int
     identity: str
+
+    @property
+    def letter_count(self) -> int:
+        """How many lines become dead letters."""
+        return sum(self.by_reason.values())
 
 
 class Sender(Protocol):
@@ -92,14 +103,14 @@ def survey(path: Path, now_ms: int, watch: Watch) -> Contents:
             imported = _read(line, now_ms)
         except LineFault as fault:
             fault_count += 1
-            if len(faults) < MOST_FAULTS:
+            if len(faults) < MOST_NOTES:
                 faults.append(LineNote(number, str(fault)))
             continue
         if imported is None:
             continue
         if isinstance(imported.record, DeadLetter):
             by_reason[imported.record.reason] += 1
-            if len(letters) < MOST_FAULTS:
+            if len(letters) < MOST_NOTES:
                 letters.append(LineNote(number, f"{imported.record.reason}: {imported.record.detail}"))
         else:
             by_event[imported.record.record_name] += 1
@@ -143,6 +154,13 @@ def plan(replay_id: str, path: Path, found: Contents, pace: PaceLimit, now_ms: i
             options={"lines": found.lines, "bytes": found.bytes, "skip_faults": skip_faults},
         ),
     )
+
+
+def estimated_duration_s(found: Contents, pace: PaceLimit) -> float:
+    """Return how long the import takes, estimated: the file is read twice more, and each record waits for Kafka."""
+    records = sum(found.by_event.values()) + found.letter_count
+    by_lines = records / min(LINES_PER_S, pace.max_records_per_s or LINES_PER_S)
+    return max(by_lines, 0 if pace.max_bytes_per_s is None else found.bytes / pace.max_bytes_per_s)
 
 
 def refuse_faults(found: Contents) -> None:

@@ -2,15 +2,19 @@
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
+from kinguin_streams.replay.import_history import MOST_NOTES, survey
 from kinguin_streams.replay.import_lines import LineFault, marked, read_line
+from kinguin_streams.replay.run import Watch
 from kinguin_streams.schemas.codec import Encoder
 from kinguin_streams.schemas.event_id import event_id
 from kinguin_streams.schemas.events import DeadLetter, OrderStatus, StoreName
 from kinguin_streams.schemas.outgoing import outgoing
 from kinguin_streams.schemas.topics import topics
+from tests.commands import run
 
 NOW_MS = 1_790_000_000_000
 BODY = (
@@ -99,3 +103,24 @@ def test_a_body_that_was_parsed_and_written_again_is_noticed_by_its_white_space(
     body: str, is_reserialised: bool
 ) -> None:
     assert read_line(line(body=body), NOW_MS).is_reserialised is is_reserialised
+
+
+def test_a_plan_says_how_many_more_lines_it_does_not_name_and_its_json_names_them(tmp_path: Path) -> None:
+    file = tmp_path / "webhooks.jsonl"
+    file.write_bytes(b"\n".join([line(body="{}"), b"nonsense"] * 30 + [line()]))
+    plan = run({}, "replay", "import", str(file))
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stderr.count("becomes a dead letter") == plan.stderr.count("cannot be read: ") == 20
+    assert plan.stderr.count("and 10 more") == 2
+    assert "about 1 s" in plan.stdout
+    said = json.loads(run({}, "replay", "import", str(file), "--json", "--max-records-per-s", "10").stdout)
+    assert [note["line"] for note in said["letters"]] == list(range(1, 61, 2))
+    assert [note["line"] for note in said["faults"]] == list(range(2, 61, 2))
+    assert (said["fault_count"], said["seconds_estimated"], said["warnings"]) == (30, 3.1, [])
+
+
+def test_of_a_file_that_is_all_wrong_so_many_lines_are_named_as_memory_has_room_for(tmp_path: Path) -> None:
+    file = tmp_path / "webhooks.jsonl"
+    file.write_bytes(line(body="{}") + b"\n" + b"nonsense\n" * (MOST_NOTES + 7))
+    found = survey(file, NOW_MS, Watch())
+    assert (len(found.faults), found.fault_count, found.letter_count) == (MOST_NOTES, MOST_NOTES + 7, 1)
