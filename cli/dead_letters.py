@@ -206,7 +206,7 @@ def redrive(
     says of them. What is refused again is parked after KINGUIN_REPLAY__REDRIVE_ATTEMPTS. The dead letter stays as it is.
 
     Killed in between, the same command goes on: an event has the same id, a projection takes a record in once, a handler may
-    be called again for the last ones. Exit code 1 if something was refused.
+    be called again for the last ones. Exit code 1 if something was refused, or an id is none.
 
     Example: kinguin-streams dead-letters redrive --reason-code invalid_field --from -7d --execute
     """
@@ -251,6 +251,8 @@ def redrive(
                 ).run(found, total)
         finally:
             publisher.close(timeout_s=10.0)
+    if ids and not total and not states:
+        output.talk("none of them is open (new or refused): --state redriven, parked or discarded takes one up again")
     _show_redriven(result, as_json=as_json)
 
 

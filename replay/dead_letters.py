@@ -162,15 +162,21 @@ def once_each(records: Callable[[], Iterable[Found]], asked: Asked) -> tuple[int
     """Return how many dead letters are meant, and them: each by its newest record, which alone says whether it is new again.
 
     records: reads them all; called twice, so that their bodies need not be kept.
+    Raises OperatorError("no_dead_letter") for an id with which none begins, whatever else was asked for: it is a slip of the pen.
     """
     newest: dict[str, _Newest] = {}
+    unknown = set(asked.ids)
     for each in records():
         id_, at = each.id, _at(each)
+        if unknown:
+            unknown -= {start for start in unknown if id_.startswith(start)}
         known = newest.get(id_)
         if known is None or at > known.at:
             newest[id_] = _Newest(at, asked.means(each), 1 if known is None else known.records + 1)
         else:
             newest[id_] = known._replace(records=known.records + 1)
+    if unknown:
+        raise _no_dead_letter(min(unknown))
     meant = {each.at: each.records - 1 for each in newest.values() if each.is_meant}
     return len(meant), (each._replace(copies=meant[_at(each)]) for each in records() if _at(each) in meant)
 
@@ -219,11 +225,7 @@ def the_one(found: Sequence[Found], start: str) -> Found:
     if start in ids:
         return ids[start]
     if not ids:
-        raise OperatorError(
-            "no_dead_letter",
-            f"There is no dead letter whose id begins with {start}.",
-            "`kinguin-streams dead-letters list` has an example of each kind.",
-        )
+        raise _no_dead_letter(start)
     if len(ids) > 1:
         raise OperatorError(
             "dead_letter_ambiguous",
@@ -231,6 +233,14 @@ def the_one(found: Sequence[Found], start: str) -> Found:
             "Give more of the id.",
         )
     return found[0]
+
+
+def _no_dead_letter(start: str) -> OperatorError:
+    return OperatorError(
+        "no_dead_letter",
+        f"There is no dead letter whose id begins with {start}.",
+        "`kinguin-streams dead-letters list` has an example of each kind.",
+    )
 
 
 def _decoded(message: Message, decoder: Decoder) -> object:

@@ -274,6 +274,7 @@ def test_a_discard_leaves_a_trail_and_the_dead_letter(streams: Streams, command:
     assert states(command) == {"discarded": 3}
     assert command("redrive", "--all", "--execute").stdout.startswith("0 redriven")
     one = at_ingress(0, "invalid_field").dead_letter_id
+    assert "none of them is open" in command("redrive", one, "--execute").stderr
     back = command("redrive", one, "--state", "discarded", "--execute", "--json")
     assert json.loads(back.stdout)["redriven"] == 1
 

@@ -9,6 +9,7 @@ from kinguin_streams.replay.trail import after_redrive, step
 from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.dead_letters import SourcePosition, from_consumer
 from kinguin_streams.schemas.events import DeadLetter
+from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.consumers.deliveries import order_status
 
 AT_MS = 1_770_000_000_000
@@ -71,6 +72,16 @@ def test_another_record_at_the_position_is_a_dead_letter_of_its_own_with_a_trail
     assert states == {old.id: "redriven", new.id: "new"}
     assert the_one([old, new], old.id) == old
     assert the_one([new], new.id[:40]) == new
+
+
+def test_an_id_that_no_dead_letter_has_is_an_error_and_not_nothing_to_do() -> None:
+    old = Found(failed(0), 0, 0, None)
+    asked = Asked(ids=(old.id[:8], "f00d"), states=("new",))
+    with pytest.raises(OperatorError, match="begins with f00d") as found:
+        once_each(lambda: [old], asked)
+    assert found.value.code == "no_dead_letter"
+    of_another_state = Asked(ids=(old.id,), states=("parked",))
+    assert once_each(lambda: [old], of_another_state)[0] == 0
 
 
 def test_the_body_of_a_consumer_s_is_shown_as_the_record_that_it_is() -> None:
