@@ -71,12 +71,12 @@ def rebuild(
     asking = replay_parts.survey(settings)
     try:
         windows = _windows(settings, asking, projection)
-        files = file_source.find(map(Path, source)) if source else []
+        files = _own(file_source.find(map(Path, source)), _topics(settings, projection)) if source else []
+        if not execute:
+            _show_plan(projection, asking.sampled(windows)[0], files, as_json=as_json)
+            return
         for warning in file_source.warnings(files):
             output.talk(f"warning: {warning}")
-        if not execute:
-            _show_plan(projection, windows, files, as_json=as_json)
-            return
         if not allow_gaps:
             refuse_gaps(windows, file_source.partition_facts(files))
         with replay_running.asked_to_stop() as stop, output.progress("rebuild") as update:
@@ -109,6 +109,19 @@ def _windows(settings: "Settings", asking: "Survey", projection: "Projection") -
     names = _topics(settings, projection)
     asking.topics(names)  # says which one is missing
     return windows(asking.partitions(names, ()), parse_bounds((), 0, EARLIEST), parse_bounds((), 0, LATEST))
+
+
+def _own(files: "list[SourceFile]", topics: tuple[str, ...]) -> "list[SourceFile]":
+    """Return the files of the projection's topics: an export's folder holds others too. Raises OperatorError("source_empty")."""
+    from kinguin_streams.cli import output
+    from kinguin_streams.replay.topic_plan import files_of
+
+    there = {file.name.topic for file in files}
+    # Without one of its own, all are asked for: what is said then names those that there are.
+    found = files_of(files, [topic for topic in topics if topic in there] or topics)
+    if others := sorted(there - set(topics)):
+        output.talk(f"left out: the files of {', '.join(others)}")
+    return list(found)
 
 
 def _files(files: "list[SourceFile]") -> "Files":
@@ -170,10 +183,15 @@ def _show_plan(
     projection: "Projection", windows: "tuple[Window, ...]", files: "list[SourceFile]", *, as_json: bool
 ) -> None:
     from kinguin_streams.cli import output
+    from kinguin_streams.replay import file_source
     from kinguin_streams.replay import plan as plans
     from kinguin_streams.replay.windows import warnings
 
     records = sum(window.records for window in windows)
+    in_files = sum(file.next_offset - file.name.first_offset for file in files)
+    size = sum(window.bytes or 0 for window in windows)
+    seconds = (records + in_files) / plans.FOLDED_RECORDS_PER_S
+    said = [*file_source.warnings(files), *warnings(windows)]
     if as_json:
         output.result_json(
             {
@@ -181,22 +199,24 @@ def _show_plan(
                 "version": projection.version,
                 "executed": False,
                 "records_at_most": records,
+                "bytes_estimated": size,
+                "seconds_estimated": round(seconds, 1),
                 "gone": sum(window.gone for window in windows),
                 "source_files": [str(file.path) for file in files],
+                "records_in_files": in_files,
                 "windows": plans.windows_as_json(windows),
+                "warnings": said,
             }
         )
     else:
         output.result(
             f"rebuild {projection.name} by version {projection.version} of its fold: at most {records:,} records, "
-            f"about {plans.duration(plans.estimated_duration_s(records, 0, plans.PaceLimit()))}"
+            f"about {plans.amount(size)}, about {plans.duration(seconds)}"
         )
         if files:
-            output.result(
-                f"first {sum(file.next_offset - file.name.first_offset for file in files):,} records of {len(files)} files"
-            )
+            output.result(f"first at most {in_files:,} records of {len(files)} files")
         output.result_table(plans.WINDOW_COLUMNS, plans.window_rows(windows))
-    for warning in warnings(windows):
+    for warning in said:
         output.talk(f"warning: {warning}")
     if not as_json:
         output.talk("nothing was changed; --execute does it")

@@ -115,7 +115,7 @@ def survey(path: Path, now_ms: int, watch: Watch) -> Contents:
         else:
             by_event[imported.record.record_name] += 1
             reserialised += imported.is_reserialised
-        watch.progress(done, total, "lines read")
+        watch.progress(done, total, f"bytes, {lines:,} lines")
     return Contents(
         lines=lines,
         bytes=done,
@@ -230,7 +230,7 @@ class _Run:
             since += 1
             if since >= (self._pace.chunk_records(CHUNK_LINES) if self._pace.limited else CHUNK_LINES):
                 self._settle(IN_FLIGHT)
-                self._watch.progress(position, total, f"{self._mark['events']:,} events")
+                self._watch.progress(position, total, f"bytes, {self._mark['events']:,} events")
                 if self._pace.limited:
                     records, size_bytes = self._written.records - before.records, self._written.bytes - before.bytes
                     self._sleep(self._pace.wait_s(records, size_bytes, self._watch.clock()))
@@ -242,7 +242,7 @@ class _Run:
                     self._receipt.interrupted()
                     return self._said(interrupted=True)
         self._note(position)
-        self._watch.progress(total, total, f"{self._mark['events']:,} events")
+        self._watch.progress(total, total, f"bytes, {self._mark['events']:,} events")
         self._receipt.written()
         self._receipt.ended()  # Kafka has confirmed each record: there is nothing more to prove
         return self._said()

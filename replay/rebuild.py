@@ -20,7 +20,7 @@ from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
 from kinguin_streams.replay.as_message import sorted_out
 from kinguin_streams.replay.plan import Window
-from kinguin_streams.replay.receipt import Gap
+from kinguin_streams.replay.receipt import Gap, Positions
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Source, Watch
 from kinguin_streams.replay.windows import PartitionFacts
@@ -265,7 +265,7 @@ class Rebuild:
         if not self._allow_gaps:
             batches = _before(lambda: bool(files.source.gaps), batches)
         try:
-            self._take(store, batches, sources, stored, 0)
+            self._take(store, batches, sources, stored, _left(files.facts, start))
         finally:
             files.source.close()
         if (gaps := files.source.gaps) and not self._allow_gaps:
@@ -313,6 +313,14 @@ class Rebuild:
         self._applied += len(records)
         # The live consumer has dead-lettered these when they came.
         self._unreadable += len(batch.dead_letters)
+
+
+def _left(facts: Iterable[PartitionFacts], start: Positions) -> int:
+    """Return how many records of the files are still to be read, at most."""
+    return sum(
+        max(0, each.latest - max(each.earliest, start.get((each.topic, each.partition), each.earliest)))
+        for each in facts
+    )
 
 
 def _before(lost: Callable[[], bool], batches: Batches) -> Iterator[Sequence[Record]]:

@@ -17,7 +17,8 @@ from kinguin_streams.consumers import database, reader
 from kinguin_streams.consumers.order_state import ORDER_STATE, OrderState, rank
 from kinguin_streams.consumers.projection import Received
 from kinguin_streams.consumers.settings import StateSettings
-from kinguin_streams.schemas.events import OrderComplete, OrderStatus
+from kinguin_streams.schemas.dead_letters import from_ingress
+from kinguin_streams.schemas.events import DeadLetter, OrderComplete, OrderStatus, StoreName
 from tests.commands import COMMAND, clean_environment, run
 from tests.conftest import KafkaCluster
 from tests.consumers.databases import state_settings
@@ -226,14 +227,27 @@ def test_history_that_retention_has_deleted_is_reported_and_not_lost_by_mistake(
     assert len(stored(state)) == 30
 
 
+def a_dead_letter() -> DeadLetter:
+    return from_ingress(
+        store=StoreName("default"),
+        event="order.status",
+        reason="malformed_json",
+        detail="",
+        body=b"{",
+        headers=(),
+        received_at_ms=1_790_000_000_000,
+    )
+
+
 def test_what_retention_has_deleted_is_read_from_files_first(
     kafka: KafkaCluster, topic_prefix: str, state: StateSettings, tmp_path: Path
 ) -> None:
     streams = Streams(kafka.bootstrap_servers, topic_prefix, partitions=2).make()
     streams.write(*(order_status("processing", 0, order_id=f"O{number}") for number in range(60)))
     settings = settings_of(streams, state, REPLAY__RECEIPTS=tmp_path / "receipts")
-    files, topic = tmp_path / "files", streams.name("order.status")
-    exported = run(settings, "replay", "file", str(files), topic, "--execute")
+    files, topic, letters = tmp_path / "files", streams.name("order.status"), streams.name("dead-letter")
+    streams.write(a_dead_letter())  # an export of several topics has files that are none of this projection's
+    exported = run(settings, "replay", "file", str(files), topic, letters, "--execute")
     assert exported.returncode == 0, exported.stderr
     streams.write(*(order_status("completed", 1, order_id=f"O{number}") for number in range(60)))
     with running_loop(streams, tmp_path, state=state) as loop:
@@ -243,6 +257,15 @@ def test_what_retention_has_deleted_is_read_from_files_first(
         streams.delete_records("order.status", partition, 10)
 
     command = ("replay", "rebuild", "order-state", "--source", str(files))
+    plan = run(settings, *command, "--json")
+    assert (plan.returncode, f"left out: the files of {letters}" in plan.stderr) == (0, True), plan.stderr
+    said = json.loads(plan.stdout)
+    assert (said["records_at_most"], said["records_in_files"], said["seconds_estimated"]) == (100, 60, 0.0)
+    assert said["bytes_estimated"] > 0
+    assert {f"{topic}/{number}" in warning for number, warning in enumerate(said["warnings"])} == {True}
+    assert not [path for path in said["source_files"] if letters in path]
+    none = run(settings, "replay", "rebuild", "product-changes", "--source", str(files))
+    assert (none.returncode, "nothing of" in none.stderr) == (1, True), none.stderr
     compared = run(settings, *command, "--compare", "--execute", "--json")
     assert compared.returncode == 0, compared.stderr
     assert json.loads(compared.stdout)["differing"] == 0
