@@ -143,7 +143,7 @@ def summary(contents: "Contents") -> dict[str, Any]:
     """Return what `--json` prints of a receipt."""
     import msgspec
 
-    from kinguin_streams.replay.receipt import Checkpoint
+    from kinguin_streams.replay.receipt import DEAD_LETTERED, Checkpoint
 
     checkpoint = contents.checkpoint or Checkpoint(positions={})
     proof = contents.proof
@@ -155,6 +155,7 @@ def summary(contents: "Contents") -> dict[str, Any]:
         "written": msgspec.to_builtins(checkpoint.written),
         "filtered": msgspec.to_builtins(checkpoint.filtered),
         "vanished": checkpoint.vanished.records,
+        "dead_lettered": checkpoint.mark.get(DEAD_LETTERED),
         "undecodable": contents.undecodable,
         "positions": checkpoint.positions,
         "gaps": msgspec.to_builtins(contents.gaps),
@@ -167,7 +168,7 @@ def summary(contents: "Contents") -> dict[str, Any]:
 
 def _sentences(contents: "Contents") -> Iterator[str]:
     from kinguin_streams.replay.plan import amount
-    from kinguin_streams.replay.receipt import Checkpoint
+    from kinguin_streams.replay.receipt import DEAD_LETTERED, Checkpoint
 
     checkpoint = contents.checkpoint or Checkpoint(positions={})
     read = checkpoint.written + checkpoint.filtered
@@ -177,6 +178,8 @@ def _sentences(contents: "Contents") -> Iterator[str]:
         yield f"  {name:8} {tally.records:>12,} records  {amount(tally.bytes):>9}  checksum {tally.checksum}"
     if checkpoint.vanished.records:
         yield f"  {checkpoint.vanished.records:,} of the written are not in the source any more"
+    if lettered := checkpoint.mark.get(DEAD_LETTERED):
+        yield f"  {lettered:,} of the written have become dead letters: `kinguin-streams dead-letters list`"
     if contents.undecodable:
         yield f"  {contents.undecodable:,} records could not be read by a filter, and were left out"
     if contents.proof is not None:

@@ -13,7 +13,7 @@ from kinguin_streams.consumers.effect import Effect
 from kinguin_streams.consumers.live_rows import LANE
 from kinguin_streams.consumers.store import PartitionSource, StateStore
 from kinguin_streams.replay.as_message import sorted_out
-from kinguin_streams.replay.receipt import Mark
+from kinguin_streams.replay.receipt import DEAD_LETTERED, Mark
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Landed, NothingLanded, StoppedWriting, Watch
 from kinguin_streams.schemas.codec import Decoder
@@ -92,6 +92,7 @@ class ConsumerTarget:
         as selected, and `write` leaves out what has taken effect. Raises OperatorError("generation_replaced") if the state
         has been rebuilt since: what had taken effect before the checkpoint did so in the old one.
         """
+        self.dead_lettered = (mark or {}).get(DEAD_LETTERED, 0)
         if self._store is not None:
             before = (mark or {}).get(GENERATION, self._store.generation)  # receipts of earlier versions do not say it
             if before != self._store.generation:
@@ -142,7 +143,8 @@ class ConsumerTarget:
 
     def sync(self) -> Mark:
         """Nothing to wait for: what was written has taken effect, of a projection in this generation of its state."""
-        return {} if self._store is None else {GENERATION: self._store.generation}
+        mark: Mark = {DEAD_LETTERED: self.dead_lettered}
+        return mark if self._store is None else {**mark, GENERATION: self._store.generation}
 
     def read_back(self) -> Iterator[Sequence[Record]]:
         """Yield nothing: an effect cannot be read back."""

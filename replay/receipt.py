@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -24,7 +24,9 @@ _AT_REST = frozenset({"interrupted", "written", "ended", "proof"})
 Positions = Mapping[tuple[str, int], int]
 """(topic, partition) to the next offset that is to be read."""
 Mark = dict[str, Any]
-"""Where a target stood when all that it had been given was durable, as JSON. Only the target reads it."""
+"""Where a target stood when all that it had been given was durable, as JSON. Only the target reads it, but for DEAD_LETTERED."""
+DEAD_LETTERED: Final = "dead_lettered"
+"""In the mark of a consumer: how many of the records that it was given have become dead letters."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):

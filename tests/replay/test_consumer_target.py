@@ -76,6 +76,8 @@ def test_a_handler_sees_what_was_selected_and_knows_that_it_is_a_replay(streams:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert (said["state"], said["written"]["records"], said["filtered"]["records"]) == ("done", ORDERS, ORDERS)
+    assert said["dead_lettered"] == 1
+    assert "1 of the written have become dead letters" in run(settings, "replay", "show", said["replay_id"]).stdout
     lines = seen(tmp_path)
     assert {tuple(line.split()[:3]) for line in lines} == {
         (f"O{number}", "completed", "True") for number in range(ORDERS) if number != 7
@@ -107,6 +109,7 @@ def test_handlers_killed_in_the_middle_are_called_at_least_once_for_each_record(
     assert resumed.returncode == 0, resumed.stderr
     said = json.loads(resumed.stdout)
     assert (said["state"], said["written"]["records"], said["runs"]) == ("done", 2 * ORDERS, 2)
+    assert said["dead_lettered"] == 2, "those before the kill, and those after it"
     lines = seen(tmp_path)
     assert len(lines) == 2 * ORDERS - 2
     assert sum(lines.values()) < 2 * ORDERS + 120, "more was done again than lay behind the last checkpoint"
