@@ -9,6 +9,8 @@ from kinguin_streams.cli.replay_options import Execute, Since
 from kinguin_streams.cli.replay_show import Name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.replay.plan import Plan
     from kinguin_streams.replay.receipt import Contents
@@ -76,7 +78,7 @@ def group(
     receipt = Receipt.create(settings.replay.receipts, plan)
     proof = group_target.execute(plan, receipt, config)
     receipt.close()
-    _show(plan, as_json=as_json, executed=True)
+    _show(plan, as_json=as_json, executed=True, receipt=receipt.path, holds=proof.holds)
     output.talk(f"receipt: {receipt.path}; `kinguin-streams replay undo {plan.replay_id}` moves it back")
     if not proof.holds:
         output.talk("the group is not where it was moved to: somebody else has committed meanwhile")
@@ -177,7 +179,9 @@ def _described(settings: "Settings", name: str) -> Any:
     return describe(admin_config(wiring.kafka(settings)), name)
 
 
-def _show(plan: "Plan", *, as_json: bool, executed: bool) -> None:
+def _show(
+    plan: "Plan", *, as_json: bool, executed: bool, receipt: "Path | None" = None, holds: bool | None = None
+) -> None:
     from kinguin_streams.cli import output
     from kinguin_streams.replay import group_target
 
@@ -190,6 +194,8 @@ def _show(plan: "Plan", *, as_json: bool, executed: bool) -> None:
                 "executed": executed,
                 "partitions": rows,
                 "warnings": list(plan.warnings),
+                "receipt": None if receipt is None else str(receipt),
+                "holds": holds,
             }
         )
     else:

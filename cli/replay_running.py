@@ -167,13 +167,20 @@ def summary(contents: "Contents") -> dict[str, Any]:
 
 
 def _sentences(contents: "Contents") -> Iterator[str]:
-    from kinguin_streams.replay.plan import amount
+    from kinguin_streams.replay.plan import OF_GROUP, amount
     from kinguin_streams.replay.receipt import DEAD_LETTERED, Checkpoint
 
     checkpoint = contents.checkpoint or Checkpoint(positions={})
     read = checkpoint.written + checkpoint.filtered
     destination = contents.plan.destination
     yield f"replay {contents.plan.replay_id} into {destination.kind} {destination.name}: {contents.state}"
+    if destination.kind == OF_GROUP:
+        yield f"  partitions: {len(contents.plan.windows):,}"
+        if contents.proof is not None:
+            yield "  proof: the group is there" if contents.proof.holds else "  proof: THE GROUP IS SOMEWHERE ELSE"
+        if contents.state == "failed":
+            yield f"  stopped by {contents.failure}"
+        return
     for name, tally in (("read", read), ("written", checkpoint.written), ("filtered", checkpoint.filtered)):
         yield f"  {name:8} {tally.records:>12,} records  {amount(tally.bytes):>9}  checksum {tally.checksum}"
     if checkpoint.vanished.records:

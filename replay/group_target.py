@@ -11,13 +11,13 @@ from kinguin_streams.cluster import groups
 from kinguin_streams.cluster.groups import Group
 from kinguin_streams.replay import windows
 from kinguin_streams.replay.checksum import Tally, tally
-from kinguin_streams.replay.plan import Destination, Plan, Window
+from kinguin_streams.replay.plan import OF_GROUP, Destination, Plan, Window
 from kinguin_streams.replay.receipt import Checkpoint, Proof, Receipt, partition_name, split_partition
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.topic_plan import Reading, Wanted
 from kinguin_streams.telemetry.operator_error import OperatorError
 
-KIND: Final = "group"
+KIND: Final = OF_GROUP
 Offsets = Mapping[tuple[str, int], int]
 _NO_MEMBERS: Final = "empty"
 

@@ -67,7 +67,8 @@ class PaceLimit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 INTO_CONSUMER: Final = "consumer"
-"""The kind of a destination that is code: here, so that whoever only asks for it need not load that, and a database's with it."""
+OF_GROUP: Final = "group"
+"""The kinds of destinations that are code, and a group's offsets: here, so that whoever only asks for it need not load that, and a database's with it."""
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):

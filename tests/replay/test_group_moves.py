@@ -104,9 +104,13 @@ def test_a_group_is_moved_and_moved_back(streams: Streams, command: Callable[...
     assert done.returncode == 0, done.stderr
     assert first_offset_read(streams, group) == 12
 
-    replay_id = json.loads(done.stdout)["replay_id"]
+    said = json.loads(done.stdout)
+    replay_id = said["replay_id"]
+    assert (said["holds"], Path(said["receipt"]).stem) == (True, replay_id)
     shown = command("show", replay_id, "--json")
     assert (json.loads(shown.stdout)["state"], json.loads(shown.stdout)["proof"]["holds"]) == ("done", True)
+    in_words = command("show", replay_id).stdout.splitlines()
+    assert in_words[1:] == ["  partitions: 1", "  proof: the group is there"], "it has read and written no records"
     back = command("undo", replay_id, "--execute", "--json")
     assert back.returncode == 0, back.stderr
     assert committed(streams, group) == 30
