@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from kinguin_streams.replay.run import Watch
     from kinguin_streams.replay.survey import Survey
 
-EXAMPLES = 20
+MOST_KEYS_SHOWN = 20
+MOST_KEYS_IN_JSON = 10_000
 
 
 def rebuild(
@@ -88,7 +89,8 @@ def rebuild(
                 allow_gaps=allow_gaps,
                 watch=replay_running.watch(settings, update, stop),
             )
-            outcome = run.run(compare=EXAMPLES if compare else None, anew=anew)
+            most_keys = MOST_KEYS_IN_JSON if as_json else MOST_KEYS_SHOWN
+            outcome = run.run(compare=most_keys if compare else None, anew=anew)
     finally:
         asking.close()
     _show(projection, outcome, as_json=as_json)
@@ -261,6 +263,8 @@ def _show(projection: "Projection", outcome: "Outcome", *, as_json: bool) -> Non
             output.result(f"  {each.key.in_topic}")
             output.result(f"    live {_said(each.live)}")
             output.result(f"    new  {_said(each.new)}")
+        if more := outcome.differing - len(outcome.examples):
+            output.result(f"  … and {more:,} more; --json has the first {MOST_KEYS_IN_JSON:,} of all")
         output.talk("not swapped; without --compare the same command goes on and swaps")
     if swapped is not None:
         output.result(

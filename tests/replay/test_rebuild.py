@@ -187,16 +187,18 @@ def test_what_a_mended_fold_makes_different_is_shown_before_it_is_live(
     streams = Streams(kafka.bootstrap_servers, topic_prefix, partitions=3).make()
     streams.write(
         *(order_status("processing", 0, order_id=f"O{number}") for number in range(200)),
-        *(order_status("canceled", 1, order_id=f"O{number}") for number in range(3)),
+        *(order_status("canceled", 1, order_id=f"O{number}") for number in range(30)),
     )
     with running_loop(streams, tmp_path, replace(ORDER_STATE, fold=hasty), state=state) as loop:
         loop.catch_up(streams.ends("order.status"))
     settings = settings_of(streams, state)
+    shown = run(settings, "replay", "rebuild", "order-state", "--compare", "--execute").stdout
+    assert (shown.count("    live "), "and 10 more" in shown) == (20, True), shown
     compared = run(settings, "replay", "rebuild", "order-state", "--compare", "--execute", "--json")
     assert compared.returncode == 0, compared.stderr
     said = json.loads(compared.stdout)
-    assert (said["differing"], said["swapped"]) == (3, None)
-    assert [each["key"] for each in said["examples"]] == ["default:O0", "default:O1", "default:O2"]
+    assert (said["differing"], said["swapped"]) == (30, None)
+    assert [each["key"] for each in said["examples"]] == sorted(f"default:O{number}" for number in range(30))
     assert stored(state)["O0"] == ("refunded", 2)
 
     swapped = run(settings, "replay", "rebuild", "order-state", "--execute")
