@@ -48,6 +48,7 @@ bench:
     uv run python benchmarks/consumers.py
     uv run python benchmarks/codec.py
     uv run python benchmarks/replay.py
+    uv run python benchmarks/rebuild.py
 
 # build the container image
 image tag='kinguin-streams:local':
