@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinguin_streams.cli.options import Json
-from kinguin_streams.cli.replay_options import Execute, Source
+from kinguin_streams.cli.replay_options import Execute, MaxBytesPerS, MaxRecordsPerS, Source
 
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.consumers.projection import Projection
     from kinguin_streams.replay.file_source import SourceFile
-    from kinguin_streams.replay.plan import Window
+    from kinguin_streams.replay.plan import PaceLimit, Window
     from kinguin_streams.replay.rebuild import Files, Outcome, Rebuild
     from kinguin_streams.replay.run import Watch
     from kinguin_streams.replay.survey import Survey
@@ -43,6 +43,8 @@ def rebuild(
         str | None,
         typer.Option("--state-url", help="database of the state", show_default="sqlite:///.data/state.db"),
     ] = None,
+    max_records_per_s: MaxRecordsPerS = None,
+    max_bytes_per_s: MaxBytesPerS = None,
     execute: Execute = False,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +62,7 @@ def rebuild(
     """
     from pathlib import Path
 
-    from kinguin_streams.cli import consumer_named, output, replay_parts, replay_running
+    from kinguin_streams.cli import consumer_named, output, replay_options, replay_parts, replay_running
     from kinguin_streams.cli.settings import load
     from kinguin_streams.replay import file_source
     from kinguin_streams.replay.windows import refuse_gaps
@@ -69,12 +71,13 @@ def rebuild(
     settings = load(state={"url": state_url})
     configure(settings.log.level, settings.log.format)
     projection = consumer_named.projection(what)
+    pace = replay_options.pace(max_records_per_s, max_bytes_per_s)
     asking = replay_parts.survey(settings)
     try:
         windows = _windows(settings, asking, projection)
         files = _own(file_source.find(map(Path, source)), _topics(settings, projection)) if source else []
         if not execute:
-            _show_plan(projection, asking.sampled(windows)[0], files, as_json=as_json)
+            _show_plan(projection, asking.sampled(windows)[0], files, pace, as_json=as_json)
             return
         for warning in file_source.warnings(files):
             output.talk(f"warning: {warning}")
@@ -87,6 +90,7 @@ def rebuild(
                 projection,
                 _files(files) if files else None,
                 allow_gaps=allow_gaps,
+                pace=pace,
                 watch=replay_running.watch(settings, update, stop),
             )
             most_keys = MOST_KEYS_IN_JSON if as_json else MOST_KEYS_SHOWN
@@ -153,6 +157,7 @@ def _rebuild(
     files: "Files | None",
     *,
     allow_gaps: bool,
+    pace: "PaceLimit",
     watch: "Watch",
 ) -> "Rebuild":
     from kinguin_streams.cli import replay_parts, wiring
@@ -177,12 +182,18 @@ def _rebuild(
         files=files,
         allow_gaps=allow_gaps,
         batch_records=settings.consumer.batch_records,
+        pace=pace,
         watch=watch,
     )
 
 
 def _show_plan(
-    projection: "Projection", windows: "tuple[Window, ...]", files: "list[SourceFile]", *, as_json: bool
+    projection: "Projection",
+    windows: "tuple[Window, ...]",
+    files: "list[SourceFile]",
+    pace: "PaceLimit",
+    *,
+    as_json: bool,
 ) -> None:
     from kinguin_streams.cli import output
     from kinguin_streams.replay import file_source
@@ -192,7 +203,8 @@ def _show_plan(
     records = sum(window.records for window in windows)
     in_files = sum(file.next_offset - file.name.first_offset for file in files)
     size = sum(window.bytes or 0 for window in windows)
-    seconds = (records + in_files) / plans.FOLDED_RECORDS_PER_S
+    by_fold = (records + in_files) / plans.FOLDED_RECORDS_PER_S
+    seconds = max(by_fold, plans.estimated_duration_s(records + in_files, size, pace))
     said = [*file_source.warnings(files), *warnings(windows)]
     if as_json:
         output.result_json(

@@ -19,7 +19,9 @@ from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
 from kinguin_streams.replay.as_message import sorted_out
-from kinguin_streams.replay.plan import Window
+from kinguin_streams.replay.checksum import tally
+from kinguin_streams.replay.pace import Pace
+from kinguin_streams.replay.plan import PaceLimit, Window
 from kinguin_streams.replay.receipt import Gap, Positions
 from kinguin_streams.replay.record import Record
 from kinguin_streams.replay.run import Source, Watch
@@ -32,6 +34,7 @@ log = structlog.get_logger()
 
 FILES: Final = f"{LANE}files"
 NAP_S: Final = 0.5
+PACE_NAP_S: Final = 0.1
 PATIENCE_ROUNDS: Final = 60
 """So often in a row the live state may be ahead although there is nothing to read: 30 s."""
 BUSY_ROUNDS: Final = 10
@@ -91,11 +94,13 @@ class Rebuild:
         files: Files | None = None,
         allow_gaps: bool = False,
         batch_records: int = 10_000,
+        pace: PaceLimit | None = None,
         watch: Watch | None = None,
     ) -> None:
         """expected: topic to what it holds. windows: all of each topic, up to where it ends now.
 
-        allow_gaps: go on without what files, or retention until it is read, have lost.
+        allow_gaps: go on without what files, or retention until it is read, have lost. pace: leaves the database to others for
+        a while after each batch, which is then small.
         """
         self._projection = projection
         self._state = state
@@ -108,6 +113,7 @@ class Rebuild:
         self._allow_gaps = allow_gaps
         self._batch_records = batch_records
         self._watch = watch or Watch()
+        self._pace = Pace(pace or PaceLimit(), self._watch.clock())
         self._applied = self._unreadable = 0
         self._covered = {(each.topic, each.partition): each for each in (files.facts if files is not None else ())}
         self._gaps: dict[tuple[str, int, int], int] = {}  # (topic, partition, first offset) to the end
@@ -287,13 +293,21 @@ class Rebuild:
     ) -> bool:
         """Apply batches; `stored` moves along. Return whether all of them were, and nobody has said to stop."""
         begun = self._applied
-        for records in _sized(batches, self._batch_records):
+        for records in _sized(batches, self._pace.chunk_records(self._batch_records)):
             if self._watch.stop():
                 return False
             self._apply(store, records, sources, stored)
             done = self._applied - begun
             self._watch.progress(done, max(total, done), "built")
+            if self._pace.limited:
+                self._wait(self._pace.wait_s(len(records), tally(records).bytes, self._watch.clock()))
         return not self._watch.stop()
+
+    def _wait(self, wait_s: float) -> None:
+        """Wait in naps, so that whoever stops the rebuild need not wait along."""
+        until_s = self._watch.clock() + wait_s
+        while (left_s := until_s - self._watch.clock()) > 0 and not self._watch.stop():
+            self._watch.sleep(min(left_s, PACE_NAP_S))
 
     def _apply(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -10,9 +11,11 @@ from kinguin_streams.consumers import database, reader
 from kinguin_streams.consumers.batch import TopicPart
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.settings import StateSettings
+from kinguin_streams.replay.plan import PaceLimit
 from kinguin_streams.replay.rebuild import BUSY_ROUNDS, Files, Identity, Rebuild
 from kinguin_streams.replay.receipt import Gap
 from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.run import Watch
 from kinguin_streams.schemas.codec import Decoder
 from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.replay.test_replay_filters import order_status
@@ -40,7 +43,9 @@ def identity() -> Identity:
     return "the-cluster", {TOPIC: "its-id"}
 
 
-def rebuild(state: StateSettings, files: str, *orders: str, identity: Callable[[], Identity] = identity) -> Rebuild:
+def rebuild(
+    state: StateSettings, files: str, *orders: str, identity: Callable[[], Identity] = identity, **more: Any
+) -> Rebuild:
     records = [order_status(order=order, offset=offset) for offset, order in enumerate(orders)]
     return Rebuild(
         ORDER_STATE,
@@ -51,6 +56,7 @@ def rebuild(state: StateSettings, files: str, *orders: str, identity: Callable[[
         windows=lambda: (),
         source=lambda _windows: InMemory(),
         files=Files(files, (TopicPart(TOPIC, 0),), InMemory(*records)),
+        **more,
     )
 
 
@@ -96,3 +102,19 @@ def test_a_swap_that_finds_the_database_busy_is_tried_again_some_times(tmp_path:
         for connection in held:
             connection.close()
         engine.dispose()
+
+
+def test_a_rebuild_keeps_its_pace_and_whoever_stops_it_does_not_wait_along(tmp_path: Path) -> None:
+    now_s, stopped = 0.0, False
+
+    def sleep(wait_s: float) -> None:
+        nonlocal now_s, stopped
+        now_s += wait_s
+        stopped = stopped or now_s > 3
+
+    state = StateSettings(url=f"sqlite:///{tmp_path / 'state.db'}")
+    orders = [f"O{number}" for number in range(100)]
+    watch = Watch(clock=lambda: now_s, sleep=sleep, stop=lambda: stopped)
+    done = rebuild(state, "one", *orders, pace=PaceLimit(max_records_per_s=20), watch=watch).run()
+    assert (done.interrupted, 55 <= done.applied <= 65) == (True, True), "some 20 a second, for three seconds"
+    assert now_s < 3.2
