@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
+from tests.first_refused import FirstRefused
+
 
 class SlowLine:
     """Stands before a port of this machine. Quick, until `slow` is entered."""
@@ -18,6 +20,7 @@ class SlowLine:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._sockets: list[socket.socket] = []
+        self._refusing: FirstRefused | None = None
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -29,6 +32,15 @@ class SlowLine:
             yield
         finally:
             self._between_s = (0.0, 0.0)
+
+    @contextmanager
+    def first_refused(self, topic: str) -> Iterator[FirstRefused]:
+        """Refuse the topic's first Produce request, on the connections that are made meanwhile."""
+        self._refusing = FirstRefused(topic)
+        try:
+            yield self._refusing
+        finally:
+            self._refusing = None
 
     def _accept(self) -> None:
         while not self._closed:
@@ -42,12 +54,12 @@ class SlowLine:
                 client.close()
                 continue
             self._sockets += [client, upstream]
-            for source, target in ((client, upstream), (upstream, client)):
-                threading.Thread(target=self._hand_on, args=(source, target), daemon=True).start()
+            for source, target, refusing in ((client, upstream, self._refusing), (upstream, client, None)):
+                threading.Thread(target=self._hand_on, args=(source, target, refusing), daemon=True).start()
 
-    def _hand_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _hand_on(self, source: socket.socket, target: socket.socket, refusing: FirstRefused | None) -> None:
         with suppress(OSError):
-            while chunk := source.recv(65_536):
+            for chunk in _chunks(source) if refusing is None else _passed(source, refusing):
                 between_s = self._between_s
                 until_s = time.monotonic() + random.uniform(*between_s)
                 while not self._closed and between_s is self._between_s and time.monotonic() < until_s:
@@ -69,3 +81,19 @@ class SlowLine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _chunks(source: socket.socket) -> Iterator[bytes]:
+    while chunk := source.recv(65_536):
+        yield chunk
+
+
+def _passed(client: socket.socket, refusing: FirstRefused) -> Iterator[bytes]:
+    """Yield the requests that the broker is to have, each whole."""
+    came = b""
+    for chunk in _chunks(client):
+        came += chunk
+        while len(came) >= 4 and len(came) >= (end := 4 + int.from_bytes(came[:4], "big")):
+            request, came = came[:end], came[end:]
+            if refusing.passes(request, client):
+                yield request
