@@ -1,7 +1,8 @@
 """Records into Kafka, with an answer that can be trusted: `publish` returns when every in-sync replica has the record.
 
 The delivery report alone decides. An empty queue proves nothing: librdkafka's flush() returns 0 when all records were
-reported, and they may all have been reported as failed.
+reported, and they may all have been reported as failed. And a report of success is one only if it names the record's offset:
+see `_said`.
 """
 
 import os
@@ -24,8 +25,9 @@ FailureCode = Literal["queue_full", "no_report", "not_delivered", "refused", "fa
 class PublishFailed(Exception):
     """Kafka has not confirmed the record.
 
-    code: why. landed: "no" if it certainly is not in the log and will not be, "maybe" otherwise: a record that timed out
-    may still be written (measured with a broker that was paused longer than the timeout: all such records were there).
+    code: why; "no_report" if Kafka has said nothing of this very record, in time or at all. landed: "no" if it certainly is not
+    in the log and will not be, "maybe" otherwise: a record that timed out may still be written (measured with a broker that was
+    paused longer than the timeout: all such records were there).
     """
 
     def __init__(self, code: FailureCode, detail: str, *, landed: Literal["no", "maybe"]) -> None:
@@ -170,8 +172,8 @@ class KafkaPublisher:
             raise PublishFailed("fatal", self._fatal, landed="no")
         report = Report()
 
-        def settle(error: KafkaError | None, _message: Message) -> None:
-            report.settle(None if error is None else self._failure(error))
+        def settle(error: KafkaError | None, message: Message) -> None:
+            report.settle(self._said(error, message))
 
         try:
             self._producer.produce(
@@ -198,6 +200,21 @@ class KafkaPublisher:
             if self._alone is None and not self._closing.is_set():
                 self._alone = KafkaPublisher({**self._config, "batch.num.messages": 1}, ack_wait_s=self._ack_wait_s)
         return (self._alone or self).send(record)
+
+    def _said(self, error: KafkaError | None, message: Message) -> PublishFailed | None:
+        """Return what a delivery report says: None if all in-sync replicas have the record.
+
+        librdkafka also reports a record as delivered when a later batch of its partition was: it takes for granted that Kafka
+        refuses a gap in a producer's sequence (rd_kafka_dr_implicit_ack). Kafka does not where it knows nothing of the producer:
+        in a partition that this producer has not written yet, or that was made anew. If the partition begins to be led between
+        two requests, the first is refused, the second taken, and the first one's records are reported delivered and lost
+        (seen with 2.16.0 and Kafka 4.3.1; confluent-kafka-go issue 921). Such a report has no offset: no broker gave one.
+        """
+        if error is not None:
+            return self._failure(error)
+        if message.offset() is None:
+            return PublishFailed("no_report", "Kafka has confirmed a later record, and not this one", landed="maybe")
+        return None
 
     def _failure(self, error: KafkaError, landed: Literal["no", "maybe"] = "maybe") -> PublishFailed:
         self._on_error(error)

@@ -24,7 +24,7 @@ from kinguin_streams.schemas.codec import Decoder, Encoder
 from kinguin_streams.schemas.events import EventId, OrderStatus, StoreName
 from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
 from kinguin_streams.schemas.topics import topics
-from tests.conftest import KafkaCluster, StartBroker
+from tests.conftest import KafkaCluster, OwnKafka, StartBroker
 from tests.pausing import paused
 from tests.readers import toolchains
 
@@ -335,6 +335,31 @@ def test_a_broker_that_pauses_longer_than_the_ack_wait_may_have_the_record_and_t
 
 
 @pytest.mark.kafka
+def test_a_record_that_only_a_later_ones_success_confirms_is_not_confirmed(
+    own_kafka: OwnKafka, topic_prefix: str
+) -> None:
+    """Seen with a topic that was made anew: the client reported a record as delivered that no broker had ever taken.
+
+    It concludes from the success of a later batch that the one before is there too. Kafka takes any first batch of a producer
+    that a partition has not seen, so the conclusion is wrong where the partition began to be led between the two.
+    """
+    topic = create_topic(own_kafka.bootstrap_servers, topic_prefix, partitions=1)
+    with (
+        own_kafka.line.first_refused(topic) as refusing,
+        open_publisher(own_kafka.slow_bootstrap_servers, batch_records=1) as publisher,
+    ):
+        first = publisher.send(OutgoingRecord(topic, b"A", b"first", (), AT_MS))
+        assert refusing.held.wait(20)
+        second = publisher.send(OutgoingRecord(topic, b"A", b"second", (), AT_MS))
+        failure = first.result(20)
+        assert second.result(20) is None
+    assert refusing.in_flight_together
+    assert [message.value() for message in read_topic(own_kafka.bootstrap_servers, topic)] == [b"second"]
+    assert failure is not None
+    assert (failure.code, failure.landed) == ("no_report", "maybe")
+
+
+@pytest.mark.kafka
 def test_a_publisher_made_before_fork_refuses_in_the_child(kafka: KafkaCluster, topic_prefix: str) -> None:
     """In a process of its own: forking this one would copy the threads' locks of every other test."""
     topic = create_topic(kafka.bootstrap_servers, topic_prefix)
@@ -391,8 +416,10 @@ def open_publisher(
     delivery_timeout_s: float = 30.0,
     queue_records: int = 10_000,
     linger_ms: int = 0,
+    batch_records: int = 10_000,
 ) -> KafkaPublisher:
-    settings = KafkaSettings(bootstrap_servers=bootstrap_servers, config={"linger.ms": linger_ms})
+    wanted = {"linger.ms": linger_ms, "batch.num.messages": batch_records}
+    settings = KafkaSettings(bootstrap_servers=bootstrap_servers, config=wanted)
     config = producer_config(
         settings, client_id="test", delivery_timeout_s=delivery_timeout_s, queue_records=queue_records
     )

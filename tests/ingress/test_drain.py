@@ -62,6 +62,8 @@ class Kafka:
         self.confirmed: Counter[str] = Counter()
         self.missing: set[str] = set()
         self.forbidden: set[str] = set()
+        self.unconfirmed: list[OutgoingRecord] = []
+        """Of which, the next time they come, only the success of a later one is told."""
         self.refuse_batches = False
         """Whether a record sent with others is refused because of one of them."""
         self.refuse_alone: set[str] = set()
@@ -71,7 +73,10 @@ class Kafka:
         if sent.topic in self.missing:
             raise PublishFailed("not_delivered", "_UNKNOWN_TOPIC", landed="no")
         report = Report()
-        if sent.topic in self.refuse_alone or (self.refuse_batches and sent not in self.sent_alone):
+        if sent in self.unconfirmed:
+            self.unconfirmed.remove(sent)
+            report.settle(PublishFailed("no_report", "a later one is there", landed="maybe"))
+        elif sent.topic in self.refuse_alone or (self.refuse_batches and sent not in self.sent_alone):
             report.settle(TOO_LARGE)
         elif sent.topic in self.forbidden:
             report.settle(PublishFailed("not_delivered", "TOPIC_AUTHORIZATION_FAILED", landed="no"))
@@ -140,6 +145,17 @@ def test_a_topic_holds_up_no_other_however_many_of_its_records_are_first_and_is_
         denied(kafka).clear()
         wait_until(lambda: holds(0), 20, "an empty spool")
     assert kafka.confirmed["gone"] == len(gone)
+
+
+def test_what_only_a_later_record_confirms_stays_on_disk_and_is_sent_again_at_once(tmp_path: Path) -> None:
+    """A topic that was just made anew is no topic that is missing: its records are not passed over for a while."""
+    records = [record("anew", number) for number in range(3)]
+    leave_behind(tmp_path / "a.spool", *records)
+    kafka = Kafka()
+    kafka.unconfirmed.append(records[0])
+    with draining(tmp_path, kafka) as (spool, drain_):
+        wait_until(lambda: spool.contents.records == 0, drain.HELD_UP_S / 2, "an empty spool")
+    assert (kafka.confirmed["anew"], drain_.drained) == (3, 3)
 
 
 def test_a_disk_that_hangs_does_not_keep_a_process_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

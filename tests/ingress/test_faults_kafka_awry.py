@@ -218,6 +218,31 @@ def test_row_12_a_thousand_spooled_events_of_a_missing_topic_hold_up_no_other_to
         assert outcome.acked == outcome.landed == MORE_THAN_A_BATCH + 20
 
 
+@pytest.mark.parametrize("with_spool", [True, False], ids=["with the spool", "without"])
+def test_row_12_a_partition_that_begins_to_be_led_between_two_events_costs_neither(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path, with_spool: bool
+) -> None:
+    """A topic that was made anew a moment ago refuses the first event and takes the second: Kafka's client confirms both."""
+    settings = {"spool__enabled": with_spool, "kafka__config": json.dumps({"batch.num.messages": 1})}
+    order = new_id()
+    both = [order_status(order, "processing"), order_status(order, "completed")]
+    with own_kafka.line.first_refused(f"{topic_prefix}.order.status") as refusing:
+        bootstrap = own_kafka.slow_bootstrap_servers
+        with running_ingress(bootstrap, topic_prefix, tmp_path, **settings) as running:
+            witness = Witness(tmp_path / "witness.jsonl")
+            answers = witness.post(running, both, clients=2)
+            assert refusing.in_flight_together
+            if with_spool:
+                assert {answer.status for answer in answers} == {204}
+                wait_until_drained(running)
+            else:
+                assert {answer.status for answer in answers} == {204, 503}
+                refused = [body for body, answer in zip(both, answers, strict=True) if answer.status == 503]
+                assert {answer.status for answer in witness.post(running, refused)} == {204}
+            outcome = assert_invariants(witness, running, room=with_spool)
+            assert (outcome.acked, outcome.landed, outcome.copies) == (2, 2, 0)
+
+
 # --- row 13: strict ---
 
 
