@@ -102,8 +102,15 @@ class TopicTarget:
         self._admin = new_client(AdminClient, admin)
         self._producer = new_client(
             Producer,
-            # Only failures are told: a call for each record that went well would cost a quarter of the speed.
-            {**producer, "delivery.report.only.error": True, "on_delivery": self._not_delivered},
+            {
+                **producer,
+                # Only failures are told: a call for each record that went well would cost a quarter of the speed.
+                "delivery.report.only.error": True,
+                "on_delivery": self._not_delivered,
+                # So nobody sees which of those has no offset and may not be there (cluster.publisher). With one request at a
+                # time no batch is behind another that was refused, and none is taken for delivered because of one behind it.
+                "max.in.flight.requests.per.connection": 1,
+            },
         )
 
     def open(self, mark: Mark | None) -> Landed:

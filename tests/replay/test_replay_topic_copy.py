@@ -2,11 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
 from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from tests.conftest import OwnKafka
 from tests.replay.replay_topics import ORIGIN_MS, Bench, numbered, sources, without_replay
 
 pytestmark = pytest.mark.kafka
@@ -27,6 +29,21 @@ def test_a_copy_is_the_original_to_the_byte(bench: Bench) -> None:
     added = {name: value for name, value in copy[0][4] if name.startswith("replay-")}
     assert added == {"replay-id": said["replay_id"].encode(), "replay-source": f"{source}/0/0".encode()}
     assert set(sources(copy).values()) == {1}
+
+
+def test_a_partition_that_begins_to_be_led_between_two_batches_gets_both(
+    own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    """The client would confirm the first batch, which the broker refused, by the success of the second one."""
+    bench = Bench(own_kafka.slow_bootstrap_servers, topic_prefix, tmp_path)
+    source, target = bench.topic("source", 1), bench.topic("target", 1)
+    bench.produce(source, numbered(20))
+    settings = {"KINGUIN_KAFKA__CONFIG": json.dumps({"batch.num.messages": 1, "max.in.flight": 5})}
+    with own_kafka.line.first_refused(target) as refusing:
+        done = bench.replay("topic", target, source, "--execute", settings=settings)
+    assert refusing.held.is_set()
+    assert done.returncode == 0, done.stderr
+    assert without_replay(bench.raw(target)) == bench.raw(source)
 
 
 def test_a_plan_writes_nothing(bench: Bench) -> None:
