@@ -61,12 +61,12 @@ def by_product(rows: Iterable[Any]) -> Iterator[tuple[StateKey, Iterable[Change]
         yield StateKey(store, str(kinguin_id)), map(product_changes.change, its_rows)
 
 
-def ids_by_store(keys: Sequence[StateKey]) -> Iterator[tuple[str, Sequence[str]]]:
+def ids_by_store(keys: Sequence[StateKey], at_once: int = KEYS_PER_SELECT) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield the ids of keys that are in their order, store by store, as many at once as a statement is to have.
 
     Store by store: for `(store, id) IN (…)` SQLite 3.40 scans the whole projection (EXPLAIN QUERY PLAN).
     """
     for store, its_keys in groupby(keys, key=lambda key: key.store):
         ids = [key.id for key in its_keys]
-        for start in range(0, len(ids), KEYS_PER_SELECT):
-            yield store, ids[start : start + KEYS_PER_SELECT]
+        for start in range(0, len(ids), at_once):
+            yield store, ids[start : start + at_once]

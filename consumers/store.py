@@ -7,7 +7,6 @@ finds another offset there than the one it read, and its transaction is undone.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
 from sqlalchemy import (
     Connection,
     Engine,
@@ -35,7 +34,7 @@ from kinguin_streams.consumers.state_rows import NO_REVISION, Changed, Overtaken
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 KEYS_AT_ONCE: Final = 5_000
-_NO_ROW: Final = (tables.NONE_YET, NO_REVISION)
+_NO_ROW: Final = (None, NO_REVISION)
 
 
 class PartitionSource(NamedTuple):
@@ -104,7 +103,7 @@ class StateStore:
         if isinstance(projection, FoldProjection):
             self._writer = _FoldWriter(
                 projection,
-                state_rows(dialect, projection.name, self._generation),
+                state_rows(dialect, projection.name, self._generation, projection.state_type),
                 is_told=is_told,
                 is_build=build is not None,
             )
@@ -208,8 +207,6 @@ class _FoldWriter:
         self._fold = projection.fold
         self._is_told = is_told
         self._rows = rows
-        self._decode = msgspec.json.Decoder(projection.state_type).decode
-        self._encode = msgspec.json.Encoder().encode
 
     def write(self, connection: Connection, batch: Sequence[Received[Any]], *, lock: bool) -> None:
         """lock: keep others from the rows between reading and writing them. Raises Overtaken without."""
@@ -239,16 +236,16 @@ class _FoldWriter:
         queued: list[tuple[StateKey, int]],
         lock: bool,
     ) -> None:
-        fold, decode, encode = self._fold, self._decode, self._encode
+        fold = self._fold
         stored = self._rows.load(connection, keys, lock=lock)
         changed: Changed = []
         for key in keys:
-            text, revision = stored.get(key, _NO_ROW)
-            before = state = None if text == tables.NONE_YET else decode(text)
+            before, revision = stored.get(key, _NO_ROW)
+            state = before
             for received in by_key[key]:
                 state = fold(state, received)
             if state is not before:
-                changed.append((key, encode(state).decode(), revision + 1))
+                changed.append((key, state, revision + 1))
                 queued.append((key, revision + 1))
         if changed:
             self._rows.save(connection, changed)
