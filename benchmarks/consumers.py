@@ -172,7 +172,7 @@ def _schema() -> str:
 def run_order_state(bootstrap_servers: str, records: int, state_url: str) -> dict[str, float]:
     """Run the real loop until everything has taken effect."""
     from kinguin_streams.consumers import reader
-    from kinguin_streams.consumers.effect import StateEffect
+    from kinguin_streams.consumers.effect import AHEAD_FROM_RECORDS, StateEffect
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.consumers.order_state import ORDER_STATE
     from kinguin_streams.consumers.settings import ConsumerSettings, StateSettings
@@ -180,7 +180,7 @@ def run_order_state(bootstrap_servers: str, records: int, state_url: str) -> dic
 
     store = StateStore(StateSettings(url=state_url), ORDER_STATE)
     loop = ConsumeLoop(
-        StateEffect(ORDER_STATE, store),
+        StateEffect(ORDER_STATE, store, ahead_from=AHEAD_FROM_RECORDS),
         kafka=KafkaSettings(bootstrap_servers=bootstrap_servers),
         topics=topics(),
         settings=ConsumerSettings(group_prefix=f"bench-{time.time_ns()}"),

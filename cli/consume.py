@@ -71,7 +71,7 @@ def consume(
             _run(_loop(effect, settings, publisher, tally), effect, settings, None)
             return
         from kinguin_streams.consumers import relay
-        from kinguin_streams.consumers.effect import StateEffect
+        from kinguin_streams.consumers.effect import AHEAD_FROM_RECORDS, StateEffect
         from kinguin_streams.consumers.store import StateStore
 
         # After the publisher: where nobody has said where Kafka is, no database is left behind.
@@ -79,7 +79,8 @@ def consume(
         store = StateStore(settings.state, projection)
         try:
             teller = wiring.relay(settings, consumer, publisher)
-            states = StateEffect(projection, store)
+            ahead_from = min(AHEAD_FROM_RECORDS, settings.consumer.batch_records)
+            states = StateEffect(projection, store, ahead_from=ahead_from)
             with relay.running(teller):
                 _run(_loop(states, settings, publisher, tally), states, settings, teller)
         finally:

@@ -3,7 +3,7 @@
 A message is anything with the accessors of confluent_kafka.Message.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -57,9 +57,19 @@ class Batch:
     next_offsets: dict[TopicPart, int] = field(default_factory=dict)
     held: dict[TopicPart, Held] = field(default_factory=dict)
 
+    def without(self, parts: Collection[TopicPart]) -> "Batch":
+        """Return what is of other partitions."""
+        return Batch(
+            [each for each in self.received if (each.topic, each.partition) not in parts],
+            [each for each in self.dead_letters if (each.source_topic, each.source_partition) not in parts],
+            {part: next_offset for part, next_offset in self.next_offsets.items() if part not in parts},
+            {part: held for part, held in self.held.items() if part not in parts},
+        )
+
 
 def sort_out(
     messages: Iterable[Message],
+    batch: Batch | None = None,
     *,
     decode: Callable[[bytes | None], Record],
     expected: Mapping[str, RecordName],
@@ -68,10 +78,10 @@ def sort_out(
 ) -> Batch:
     """Return the messages sorted out, each partition in its order.
 
-    decode: Decoder.decode. expected: topic to what it holds. consumer, now_ms: for dead letters.
+    batch: of the messages before these, which is added to. decode: Decoder.decode. expected: topic to what it holds. consumer, now_ms: for dead letters.
     Raises RegistryNeeded as decode does.
     """
-    batch = Batch()
+    batch = Batch() if batch is None else batch
     received, next_offsets, held = batch.received, batch.next_offsets, batch.held
     parts: dict[tuple[str, int], TopicPart] = {}
     for message in messages:

@@ -5,7 +5,8 @@ functions, and the offsets are Kafka's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple, Protocol
 
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart
 from kinguin_streams.consumers.client import ConsumerClient
@@ -15,6 +16,8 @@ from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
 from kinguin_streams.schemas.events import DeadLetter, EventName
 
 NO_LIMIT: Final = 2**31
+AHEAD_FROM_RECORDS: Final = 5_000
+"""Smaller batches are stored before the next one is fetched: there is little to gain, and what was sent is seen at once."""
 
 
 class Work(Protocol):
@@ -71,6 +74,11 @@ class Effect(Protocol):
         ...
 
     @property
+    def wants_messages(self) -> bool:
+        """Whether `take` is to be given what the batch was made of: a record as the client has it takes several KiB."""
+        ...
+
+    @property
     def breaker_is_open(self) -> bool:
         """Whether it ends with the next record that it would have to give up. Any thread may ask."""
         ...
@@ -100,9 +108,14 @@ class Effect(Protocol):
     def take(self, batch: Batch, messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
         """Let a batch take effect, and say so by work.done.
 
-        messages: what the batch was made of. Return the partitions that could not be finished, and when (on the clock's
+        messages: what the batch was made of, if it wants that. Return the partitions that could not be finished, and when (on the clock's
         monotonic_s) to come again with the records that are not done; of a record that waits for its schema say nothing.
+        A batch may still be in hand when it returns: the next call, or `settle`, says how it has ended.
         """
+        ...
+
+    def settle(self, work: Work) -> None:
+        """Return when no batch is in hand any more. Raises what has gone wrong with it; nothing of it has happened then."""
         ...
 
     def forget(self, parts: Iterable[TopicPart]) -> None:
@@ -110,23 +123,40 @@ class Effect(Protocol):
         ...
 
 
+class _InHand(NamedTuple):
+    """A batch whose transaction is under way."""
+
+    transaction: Future[None]
+    next_offsets: Mapping[TopicPart, int]
+    applied: int
+
+
 class StateEffect:
-    """Events into states, with their offsets, in one transaction of the database."""
+    """Events into states, with their offsets, in one transaction of the database.
+
+    With `ahead`, a large batch is stored on a thread of its own while the loop fetches and decodes the next one: most of a
+    transaction is the database's own work, during which Python may do something else. There is never more than one in
+    hand, and nothing is said to be done before its transaction is.
+    """
 
     offsets_are_kafkas: Final = False
     source_hints: Final = STATE_HINTS
     most_records: Final = NO_LIMIT
+    wants_messages: Final = False
     breaker_is_open: Final = False
     skipped_hint: Final = (
         "Retention has deleted records that this state has not seen. Set KINGUIN_STATE__URL to a new database "
         "to make the state anew from what is left, and give the topic a longer retention."
     )
 
-    def __init__(self, projection: Projection, store: StateStore) -> None:
-        """store: of the same projection."""
+    def __init__(self, projection: Projection, store: StateStore, *, ahead_from: int | None = None) -> None:
+        """store: of the same projection. ahead_from: size of a batch that is large; None: none is."""
         self.name = projection.name
         self.events = projection.events
         self._store = store
+        self._ahead_from = ahead_from
+        self._thread: ThreadPoolExecutor | None = None
+        self._in_hand: _InHand | None = None
 
     def starts(
         self,
@@ -140,19 +170,37 @@ class StateEffect:
 
     def take(self, batch: Batch, _messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
         """All of it or nothing. The order of these lines is the guarantee."""
+        self.settle(work)
         for letter in batch.dead_letters:
             work.keep(letter)
         advances = [
             Advance(work.sources[part], work.next_offsets[part], next_offset)
             for part, next_offset in batch.next_offsets.items()
         ]
-        if advances:
+        if not advances:
+            return {}
+        if self._ahead_from is None or len(batch.received) < self._ahead_from:
             self._store.apply(batch.received, advances)
-        applied = len(batch.received)
-        for part, next_offset in batch.next_offsets.items():
-            work.done(part, next_offset, applied)
-            applied = 0
+            _say_done(batch.next_offsets, len(batch.received), work)
+            return {}
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}-store")
+        transaction = self._thread.submit(self._store.apply, batch.received, advances)
+        self._in_hand = _InHand(transaction, batch.next_offsets, len(batch.received))
         return {}
+
+    def settle(self, work: Work) -> None:
+        """Wait for the transaction in hand. Raises what StateStore.apply does."""
+        in_hand, self._in_hand = self._in_hand, None
+        if in_hand is not None:
+            in_hand.transaction.result()
+            _say_done(in_hand.next_offsets, in_hand.applied, work)
 
     def forget(self, _parts: Iterable[TopicPart]) -> None:
         """Nothing is remembered: the database knows."""
+
+
+def _say_done(next_offsets: Mapping[TopicPart, int], applied: int, work: Work) -> None:
+    for part, next_offset in next_offsets.items():
+        work.done(part, next_offset, applied)
+        applied = 0

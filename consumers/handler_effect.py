@@ -69,6 +69,7 @@ class HandlerEffect:
 
     offsets_are_kafkas: Final = True
     most_records: Final = MAX_BATCH
+    wants_messages: Final = True
     skipped_hint: Final = (
         "Retention has deleted records that this consumer has not handled. To go on with what is left, move the group to "
         "the earliest offset (`kinguin-streams replay group`), and give the topic a longer retention."
@@ -123,6 +124,9 @@ class HandlerEffect:
             if each.offset >= 0 and each.metadata and each.metadata != now:
                 raise topic_replaced(each.topic, each.metadata, now, self.source_hints)
         return {TopicPart(each.topic, each.partition): each.offset for each in committed if each.offset >= 0}
+
+    def settle(self, _work: Work) -> None:
+        """Nothing is in hand: `take` returns when it is done."""
 
     def forget(self, parts: Iterable[TopicPart]) -> None:
         """Count the attempts anew, should the partition come back."""

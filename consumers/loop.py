@@ -4,8 +4,8 @@ The order of the lines in Effect.take is the guarantee: a dead letter is in Kafk
 an offset moves with what it stands for (a projection's, in its database) or after it (a handler's, in Kafka).
 """
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import structlog
 
@@ -37,6 +37,31 @@ COMMIT_EVERY_S = 1.0
 COMMIT_HANDLED_EVERY_S = 0.1
 """Of handlers, whose committed offsets are what they are not called again for after a crash; also within a turn."""
 REPORT_EVERY_S = 10.0
+SLICE_RECORDS = 5_000
+"""So many are fetched at once, and decoded before more are fetched."""
+
+
+class _Gathered:
+    """What a turn has fetched so far, sorted out."""
+
+    __slots__ = ("batch", "count", "due", "messages")
+
+    def __init__(self) -> None:
+        self.batch = Batch()
+        self.count = 0
+        """Records in it."""
+        self.messages: list[Message] = []
+        """All of them if the effect wants them; some of them for the batch's trace."""
+        self.due: set[TopicPart] | None = None
+        """The partitions that are held no longer, or are tried again in this turn; None: nothing has been fetched."""
+
+    def drop(self, parts: Collection[TopicPart]) -> None:
+        """Forget what is of these: they are another process's, or are read again."""
+        if parts and self.count:
+            before = len(self.batch.received)
+            self.batch = self.batch.without(parts)
+            self.count -= before - len(self.batch.received)
+            self.messages = [each for each in self.messages if (each.topic(), each.partition()) not in parts]
 
 
 class ConsumeLoop:
@@ -94,6 +119,7 @@ class ConsumeLoop:
             held=self._held,
             database=self._database,
             tally=self.tally,
+            settle=self._settle,
         )
         # A handler's code is somebody else's, and may make cycles for as long as it runs.
         self._garbage = nullcontext if effect.offsets_are_kafkas else without_cycles_looked_for
@@ -198,7 +224,10 @@ class ConsumeLoop:
         if not self._member.is_joined:
             return
         with explained():
-            self._member.leave()
+            try:
+                self._settle()
+            finally:
+                self._member.leave()
         self._log.info("consumer_stopped", applied=self.applied, dead_lettered=self.dead_lettered)
 
     def turn(self) -> None:
@@ -208,29 +237,69 @@ class ConsumeLoop:
         self.tally.turned_s = self._clock.monotonic_s()
 
     def _turn(self) -> None:
-        most_records = min(self._settings.batch_records, self._effect.most_records)
-        fetched = self._member.consume(most_records, self._wait_s())
+        gathered = self._gather()
         if self._database.is_on:
             # What was fetched is dropped: once the database is back, everything is read again from its offsets.
             if self._database.is_due:
                 self._member.read_again()
             return
-        self.tally.consumed += len(fetched)
-        due = self._held.due(self._clock.monotonic_s())
-        messages = self._held.messages(due)
+        if gathered.count:
+            with self._database_may_be_away():
+                self._take_effect(gathered)
+        else:
+            self._settle()
+        self._commit_if_due(0.0 if self._effect.offsets_are_kafkas else COMMIT_EVERY_S)
+        self._report(self._clock.monotonic_s())
+
+    def _gather(self) -> "_Gathered":
+        """Fetch what is there and sort it out, a slice at a time: decoded, a record takes a quarter of the memory."""
+        left = min(self._settings.batch_records, self._effect.most_records)
+        gathered = _Gathered()
+        while left and not self._stopping:
+            most_records = min(left, SLICE_RECORDS)
+            fetched = self._member.consume(most_records, self._wait_s())
+            gathered.drop(self._member.changed())
+            if self._database.is_on:
+                break
+            self.tally.consumed += len(fetched)
+            messages = self._not_held(fetched, gathered)
+            self._sort_out(messages, gathered.batch)
+            gathered.count += len(messages)
+            if not gathered.messages or self._effect.wants_messages:
+                gathered.messages += messages
+            left -= len(fetched)
+            if len(fetched) < most_records:
+                break
+        return gathered
+
+    def _not_held(self, fetched: Sequence[Message], gathered: "_Gathered") -> list[Message]:
+        """Return what is to take effect: what was held until now, and what was fetched of partitions that are not held."""
+        if gathered.due is None:
+            gathered.due = self._held.due(self._clock.monotonic_s())
+            messages = self._held.messages(gathered.due)
+        else:
+            messages = []
         for message in fetched:
             part = TopicPart(message.topic(), message.partition())
-            if part in self._held and part not in due:
+            if part in self._held and part not in gathered.due:
                 self._held.add(part, message)
             else:
                 messages.append(message)
+        return messages
+
+    def _settle(self) -> None:
+        """Wait for what is in hand: partitions are about to change, or there is nothing else to do."""
+        with self._database_may_be_away():
+            self._effect.settle(self)
+
+    @contextmanager
+    def _database_may_be_away(self) -> Iterator[None]:
+        """Pause everything if it is; what is in hand or was fetched is dropped, and read again once the database is back."""
         try:
-            self._take_effect(messages)
+            yield
         except OperatorError as error:
             self._database.begin(error, self._effect.name)
             self._member.pause(self._member.sources)
-        self._commit_if_due(0.0 if self._effect.offsets_are_kafkas else COMMIT_EVERY_S)
-        self._report(self._clock.monotonic_s())
 
     def _wait_s(self) -> float:
         due_s = self._held.next_due_s()
@@ -238,16 +307,14 @@ class ConsumeLoop:
             return self._settings.batch_wait_s
         return min(self._settings.batch_wait_s, max(0.0, due_s - self._clock.monotonic_s()))
 
-    def _take_effect(self, messages: list[Message]) -> None:
-        if not messages:
-            return
+    def _take_effect(self, gathered: "_Gathered") -> None:
         began_s = self._clock.monotonic_s()
-        with self._traces.processing(self._effect.name, messages) as span:
-            batch = self._sort_out(messages)
-            unfinished = self._effect.take(batch, messages, self)
+        with self._traces.processing(self._effect.name, gathered.messages, gathered.count) as span:
+            messages = gathered.messages if self._effect.wants_messages else ()
+            unfinished = self._effect.take(gathered.batch, messages, self)
             span.ended("applied", failed=False)
-        self.tally.batch(len(messages), self._clock.monotonic_s() - began_s)
-        self._hold(messages, batch, unfinished)
+        self.tally.batch(gathered.count, self._clock.monotonic_s() - began_s)
+        self._hold(messages, gathered.batch, unfinished)
 
     def keep(self, letter: DeadLetter) -> None:
         """Return when the dead letter is in Kafka. For the effect. Raises OperatorError("dead_letter_refused")."""
@@ -274,10 +341,11 @@ class ConsumeLoop:
             if self._member.commit() and self._effect.offsets_are_kafkas:
                 self.tally.stored_at_ms = self._clock.now_ms()
 
-    def _sort_out(self, messages: list[Message]) -> Batch:
+    def _sort_out(self, messages: list[Message], batch: Batch) -> None:
         try:
-            return sort_out(
+            sort_out(
                 messages,
+                batch,
                 decode=self._decoder.decode,
                 expected=self._expected,
                 consumer=self._effect.name,
@@ -290,14 +358,14 @@ class ConsumeLoop:
                 "Set KINGUIN_REGISTRY__URL to the schema registry that its writer uses.",
             ) from error
 
-    def _hold(self, messages: list[Message], batch: Batch, unfinished: Mapping[TopicPart, float]) -> None:
+    def _hold(self, messages: Sequence[Message], batch: Batch, unfinished: Mapping[TopicPart, float]) -> None:
         """Hold what is not done, partition by partition, and go on with those that have nothing left."""
-        left: dict[TopicPart, list[Message]] = {part: [] for part in (*batch.held, *unfinished)}
-        if left:
-            for message in messages:
-                part = TopicPart(message.topic(), message.partition())
-                if part in left and message.offset() >= (self.next_offsets[part] or 0):
-                    left[part].append(message)
+        left = {part: held.messages for part, held in batch.held.items()}
+        left.update({part: [] for part in unfinished})
+        for message in messages if unfinished else ():
+            part = TopicPart(message.topic(), message.partition())
+            if part in unfinished and message.offset() >= (self.next_offsets[part] or 0):
+                left[part].append(message)
         for part, rest in left.items():
             if part in unfinished:
                 must_pause = self._held.hold(part, rest, unfinished[part])

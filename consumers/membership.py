@@ -4,7 +4,7 @@ Every callback of the client comes inside `consume` or `close`, on the thread th
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -57,8 +57,12 @@ class Membership:
         held: HeldPartitions,
         database: DatabaseWait,
         tally: Tally,
+        settle: Callable[[], None],
     ) -> None:
-        """config: for a consumer of librdkafka. held, database: what pauses partitions; it forgets with them."""
+        """config: for a consumer of librdkafka. held, database: what pauses partitions; it forgets with them.
+
+        settle: waits for the batch in hand, called before partitions come or go.
+        """
         self._effect = effect
         self._config = config
         self._new_client = new_client
@@ -66,6 +70,7 @@ class Membership:
         self._held = held
         self._database = database
         self._tally = tally
+        self._settle = settle
         self._log = log.bind(consumer=effect.name)
         self._is_incremental = _is_incremental(config)
         self._client: ConsumerClient | None = None
@@ -73,6 +78,9 @@ class Membership:
         self._uncommitted: dict[TopicPart, int] = {}
         self._moved: dict[TopicPart, int] = {}
         """How far each partition has come since it was assigned, whether that is committed or not."""
+        self._handed: dict[tuple[str, int], int] = {}
+        """Of each partition, the offset after the last record that `consume` has returned since it was assigned."""
+        self._changed: set[TopicPart] = set()
         self.sources: dict[TopicPart, PartitionSource] = {}
         """The partitions that the group has given to this process."""
         self.next_offsets: dict[TopicPart, int | None] = {}
@@ -132,21 +140,28 @@ class Membership:
         self._identity.watch()
         # A rebalance inside consume() may leave records of a partition that has gone, or that came back and is
         # read again from its stored offset.
-        starts: dict[tuple[str, int], int] = {part: self.next_offsets[part] or 0 for part in self.sources}
+        handed = self._handed
         messages: list[Message] = []
         for message in fetched:
             error = message.error()
             if error is not None:
                 self._on_partition_error(message, error)
                 continue
-            start = starts.get((message.topic(), message.partition()))
+            place, offset = (message.topic(), message.partition()), message.offset()
+            start = handed.get(place)
             if start is None:
                 continue
-            if message.offset() >= start:
+            if offset >= start:
                 messages.append(message)
+                handed[place] = offset + 1
             else:
                 self._tally.duplicates += 1
         return messages
+
+    def changed(self) -> set[TopicPart]:
+        """Return the partitions that came or went since the last call. What was returned of them is no longer to be used."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def pause(self, parts: Iterable[TopicPart]) -> None:
         """Fetch no more of these; they stay this process's."""
@@ -224,6 +239,7 @@ class Membership:
         # Raised in the client's callback an exception would pass through C; kept, it is raised as soon as consume returns.
         self._tally.rebalances["assigned"] += 1
         try:
+            self._settle()
             self._assign(client, partitions)
             self.is_member = True
         except Exception as error:  # noqa: BLE001 - whatever it is, `consume` raises it
@@ -236,6 +252,8 @@ class Membership:
         new = {part: PartitionSource(cluster_id, topic_ids[part.topic], *part) for part in parts}
         self.sources.update(new)
         self.next_offsets.update(dict.fromkeys(new))
+        self._handed.update(dict.fromkeys(new, 0))
+        self._changed.update(new)
         try:
             starts = self._starts((cluster_id, topic_ids), new)
         except OperatorError as error:
@@ -264,10 +282,12 @@ class Membership:
                 # Whoever had it before may have died, or given it away, before Kafka was told: where nothing more arrives,
                 # its lag would stand for ever.
                 self._uncommitted[part] = self._moved[part] = stored[part]
+            self._handed[part] = stored.get(part, 0)
         return [TopicPartition(*part, stored.get(part, OFFSET_BEGINNING)) for part in sources]
 
     def _on_revoke(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
         self._tally.rebalances["revoked"] += 1
+        self._settle_before_loss()
         parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
         if self._effect.offsets_are_kafkas:
             self._commit_and_wait(client, parts)
@@ -278,12 +298,21 @@ class Membership:
         """Another member may have them already: there is nothing to tell Kafka any more."""
         self._tally.rebalances["lost"] += 1
         self.is_member = False
+        self._settle_before_loss()
         parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
         self._forget(parts)
         self._log.warning("partitions_lost", partitions=by_topic(parts))
 
+    def _settle_before_loss(self) -> None:
+        try:
+            self._settle()
+        except Exception as error:  # noqa: BLE001 - as in _on_assign
+            self._failure = error
+
     def _forget(self, parts: Iterable[TopicPart]) -> None:
+        self._changed.update(parts)
         for part in parts:
+            self._handed.pop(part, None)
             self.sources.pop(part, None)
             self.next_offsets.pop(part, None)
             self._uncommitted.pop(part, None)

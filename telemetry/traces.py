@@ -53,8 +53,8 @@ class Traces(Protocol):
         """Span a record's way into Kafka or the spool."""
         ...
 
-    def processing(self, consumer: str, records: Sequence[HasHeaders]) -> AbstractContextManager[Span]:
-        """Span a batch, linked to its records' traces."""
+    def processing(self, consumer: str, records: Sequence[HasHeaders], count: int) -> AbstractContextManager[Span]:
+        """Span a batch of so many, linked to the traces of these records."""
         ...
 
 
@@ -83,7 +83,7 @@ class PassedOn:
         """Hand on what came."""
         return _Passed(within)
 
-    def processing(self, _consumer: str, _records: Sequence[HasHeaders]) -> _Passed:
+    def processing(self, _consumer: str, _records: Sequence[HasHeaders], _count: int) -> _Passed:
         """Do nothing."""
         return _Passed(TraceHeaders())
 
@@ -132,8 +132,8 @@ class Recorded:
             span.end()
 
     @contextmanager
-    def processing(self, consumer: str, records: Sequence[HasHeaders]) -> Iterator[Span]:
-        """Span a batch: kind CONSUMER, linked to what it was made of, since a batch has many parents."""
+    def processing(self, consumer: str, records: Sequence[HasHeaders], count: int) -> Iterator[Span]:
+        """Span a batch of so many: kind CONSUMER, linked to what it was made of, since a batch has many parents."""
         from opentelemetry import trace
         from opentelemetry.trace import Link, SpanKind
 
@@ -149,7 +149,7 @@ class Recorded:
             "messaging.operation.type": "process",
             "messaging.operation.name": "process",
             "messaging.consumer.group.name": consumer,
-            "messaging.batch.message_count": len(records),
+            "messaging.batch.message_count": count,
         }
         span = self._tracer.start_span(
             f"process {consumer}", kind=SpanKind.CONSUMER, links=links, attributes=attributes
