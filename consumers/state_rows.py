@@ -29,8 +29,8 @@ Key = tuple[str, str]
 """A StateKey, or what equals one: thousands of them are made and looked up for each batch."""
 Stored = dict[Key, tuple[Any, int]]
 """By key, the state (None: none yet) and its revision."""
-Changed = list[tuple[StateKey, Any, int]]
-"""Key, the state to store, and the revision that it is to have then."""
+Changed = list[tuple[StateKey, str, int]]
+"""Key, the state to store (JSON), and the revision that it is to have then."""
 
 
 class Overtaken(Exception):
@@ -46,7 +46,6 @@ class SqliteRows:
 
     def __init__(self, projection: str, generation: int, state_type: type[Any]) -> None:
         self._scope = (projection, generation)
-        self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(list[tuple[str, int, state_type | None]]).decode  # type: ignore[valid-type]
         self._load = (
             "SELECT CAST('[' || group_concat("  # noqa: S608
@@ -64,22 +63,25 @@ class SqliteRows:
             "ON CONFLICT (projection, generation, store, id) DO UPDATE SET revision = excluded.revision"
         )
 
-    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Stored:  # noqa: ARG002
-        """Return the states of these keys, which are in their order. lock: they need none."""
-        stored: Stored = {}
+    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> list[tuple[str, bytes]]:  # noqa: ARG002
+        """Return what `states` makes states of, for these keys, which are in their order. lock: they need none."""
+        found: list[tuple[str, bytes]] = []
         for store, ids in ids_by_store(keys, IDS_PER_SELECT):
             statement = self._load.format(",".join("?" * len(ids)))
             rows = connection.exec_driver_sql(statement, (*self._scope, store, *ids)).scalar()
             if rows is not None:
-                stored.update({(store, id_): (state, revision) for id_, revision, state in self._decode(rows)})
-        return stored
+                found.append((store, rows))
+        return found
+
+    def states(self, loaded: list[tuple[str, bytes]]) -> Stored:
+        """Return the states that were loaded. Asks nobody."""
+        return {
+            (store, id_): (state, revision) for store, rows in loaded for id_, revision, state in self._decode(rows)
+        }
 
     def save(self, connection: Connection, rows: Changed) -> None:
         """Write them."""
-        encode = self._encode
-        self._insert(
-            connection, self._save, [(*key, encode(state).decode(), revision) for key, state, revision in rows]
-        )
+        self._insert(connection, self._save, [(*key, state, revision) for key, state, revision in rows])
 
     def queue(self, connection: Connection, revisions: Sequence[tuple[StateKey, int]]) -> None:
         """Queue in the outbox that these keys have these revisions."""
@@ -111,7 +113,6 @@ class PostgresRows:
 
     def __init__(self, projection: str, generation: int, state_type: type[Any]) -> None:
         self._scope = {"projection": projection, "generation": generation}
-        self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(state_type).decode
         # Of our own words only; what comes from outside is a parameter.
         wanted = "unnest(%(stores)s::text[], %(ids)s::text[]) AS wanted (store, id)"
@@ -141,27 +142,29 @@ class PostgresRows:
             "ON CONFLICT (projection, generation, store, id) DO UPDATE SET revision = excluded.revision"
         )
 
-    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Stored:
-        """Return the states of these keys, which are in their order; with lock, a row of every key."""
+    def load(self, connection: Connection, keys: Sequence[StateKey], *, lock: bool) -> Sequence[Any]:
+        """Return what `states` makes states of, for these keys, which are in their order; with lock, a row of every key."""
         parameters = {**self._scope, **_keys(keys)}
         if lock:
             connection.exec_driver_sql(
                 self._make, {**parameters, "none_yet": tables.NONE_YET, "no_revision": NO_REVISION}
             )
-        rows = connection.exec_driver_sql(self._lock if lock else self._load, parameters)
+        return connection.exec_driver_sql(self._lock if lock else self._load, parameters).all()
+
+    def states(self, loaded: Sequence[Any]) -> Stored:
+        """Return the states that were loaded. Asks nobody."""
         decode = self._decode
         return {
             (store, id_): (None if state == tables.NONE_YET else decode(state), revision)
-            for store, id_, state, revision in rows
+            for store, id_, state, revision in loaded
         }
 
     def save(self, connection: Connection, rows: Changed) -> None:
         """Write them. Raises Overtaken."""
-        encode = self._encode
         parameters = {
             **self._scope,
             **_keys([key for key, _, _ in rows]),
-            "states": text_array([encode(state).decode() for _, state, _ in rows]),
+            "states": text_array([state for _, state, _ in rows]),
             "revisions": _numbers(revision for _, _, revision in rows),
         }
         if connection.exec_driver_sql(self._save, parameters).rowcount != len(rows):

@@ -4,9 +4,13 @@ Nothing but the database decides who may write. A process that has lost its part
 finds another offset there than the one it read, and its transaction is undone.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from sqlalchemy import (
     Connection,
     Engine,
@@ -25,15 +29,16 @@ from sqlalchemy import (
 from kinguin_streams.consumers import database, tables
 from kinguin_streams.consumers.forgetting import not_forgotten
 from kinguin_streams.consumers.generations import Build, insert_into, live_or_first, still_written
+from kinguin_streams.consumers.in_order import AtOnce, Beside
 from kinguin_streams.consumers.live_rows import LANE, not_lane
 from kinguin_streams.consumers.outbox import OutboxWriter
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
-from kinguin_streams.consumers.state_rows import NO_REVISION, Changed, Overtaken, StateRows, state_rows
+from kinguin_streams.consumers.state_rows import NO_REVISION, Changed, Overtaken, StateRows, Stored, state_rows
 from kinguin_streams.telemetry.operator_error import OperatorError
 
-KEYS_AT_ONCE: Final = 5_000
+KEYS_AT_ONCE: Final = 2_500
 _NO_ROW: Final = (None, NO_REVISION)
 
 
@@ -207,6 +212,7 @@ class _FoldWriter:
         self._fold = projection.fold
         self._is_told = is_told
         self._rows = rows
+        self._encode = msgspec.json.Encoder().encode
 
     def write(self, connection: Connection, batch: Sequence[Received[Any]], *, lock: bool) -> None:
         """lock: keep others from the rows between reading and writing them. Raises Overtaken without."""
@@ -220,24 +226,30 @@ class _FoldWriter:
                 by_key[key] = [received]
             else:
                 its.append(received)
-        queued: list[tuple[StateKey, int]] = []
         keys = sorted(by_key)
         # Some at a time: of a large batch, all states together would take more memory than all of its records.
-        for start in range(0, len(keys), KEYS_AT_ONCE):
-            self._write(connection, keys[start : start + KEYS_AT_ONCE], by_key, queued, lock)
-        if queued and self._is_told:
-            self._rows.queue(connection, queued)
+        slices = [keys[start : start + KEYS_AT_ONCE] for start in range(0, len(keys), KEYS_AT_ONCE)]
+        queued: list[tuple[StateKey, int]] = []
+        # While the database writes one slice and reads the next, the one between is folded: most of a transaction needs no
+        # interpreter. For one slice alone there is nothing to do beside.
+        with Beside() if len(slices) > 1 else AtOnce() as statements:
+            loads = deque[Future[Any]]()
+            for slice_, after in zip_longest(slices, slices[1:]):
+                if not loads:
+                    loads.append(statements.submit(self._rows.load, connection, slice_, lock=lock))
+                if after is not None:
+                    loads.append(statements.submit(self._rows.load, connection, after, lock=lock))
+                changed = self._folded(slice_, self._rows.states(loads.popleft().result()), by_key)
+                if changed:
+                    statements.submit(self._rows.save, connection, changed)
+                    queued += [(key, revision) for key, _, revision in changed]
+            if queued and self._is_told:
+                statements.submit(self._rows.queue, connection, queued)
 
-    def _write(
-        self,
-        connection: Connection,
-        keys: Sequence[StateKey],
-        by_key: Mapping[StateKey, Sequence[Received[Any]]],
-        queued: list[tuple[StateKey, int]],
-        lock: bool,
-    ) -> None:
-        fold = self._fold
-        stored = self._rows.load(connection, keys, lock=lock)
+    def _folded(
+        self, keys: Sequence[StateKey], stored: Stored, by_key: Mapping[StateKey, Sequence[Received[Any]]]
+    ) -> Changed:
+        fold, encode = self._fold, self._encode
         changed: Changed = []
         for key in keys:
             before, revision = stored.get(key, _NO_ROW)
@@ -245,10 +257,8 @@ class _FoldWriter:
             for received in by_key[key]:
                 state = fold(state, received)
             if state is not before:
-                changed.append((key, state, revision + 1))
-                queued.append((key, revision + 1))
-        if changed:
-            self._rows.save(connection, changed)
+                changed.append((key, encode(state).decode(), revision + 1))
+        return changed
 
 
 class _RowsWriter:
