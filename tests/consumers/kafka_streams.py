@@ -48,6 +48,8 @@ class Streams:
         self.topics: Topics = topics(prefix, partitions)
         self.admin = AdminClient(admin_config(self.kafka), logger=CLIENT_LOGGER)
         config = producer_config(self.kafka, client_id="test", queue_records=100_000)
+        # With more than one request on its way, the client may report what a topic made anew refused as delivered (ADR 17).
+        config["max.in.flight.requests.per.connection"] = 1
         self._producer = Producer(config, logger=CLIENT_LOGGER)
         self._refused: list[str] = []
 
