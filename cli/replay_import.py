@@ -1,6 +1,6 @@
 """`kinguin-streams replay import`: old webhooks, from logs or another system, into the topics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from kinguin_streams.cli.options import Json
 if TYPE_CHECKING:
     from kinguin_streams.cli.settings import Settings
     from kinguin_streams.replay.import_history import Contents, LineNote
+    from kinguin_streams.replay.import_target import ImportTarget
     from kinguin_streams.replay.plan import Plan
     from kinguin_streams.replay.receipt import Receipt
 
@@ -72,38 +73,56 @@ def import_(
 
 
 def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None:
-    """Import what a receipt of ours still says. Exit code 130 if it was stopped: then `replay resume` goes on."""
+    """Import what a receipt of ours still says, prove it, and print what came of it. Exit codes: as replay_running.carry_on."""
     import msgspec
 
+    from kinguin_streams.cli import output, replay_parts, replay_running
+    from kinguin_streams.replay import import_history
+    from kinguin_streams.replay.run import prove
+
+    output.talk(f"receipt: {receipt.path}")
+    contents = receipt.contents()
+    if contents.state not in ("done", "differs"):
+        written = replay_parts.import_target(settings, contents.plan, at_rest=contents.at_rest)
+        with replay_running.asked_to_stop() as stop:
+            if contents.state != "written":
+                _send(settings, receipt, written, stop)
+            elif contents.checkpoint is not None:
+                written.open(contents.checkpoint.mark[import_history.TOPICS])
+            if receipt.contents().state == "written":
+                with output.progress("reading back") as update:
+                    prove(
+                        written, receipt, contents.plan.destination.name, replay_running.watch(settings, update, stop)
+                    )
+    contents = receipt.contents()
+    sent = import_history.sent(contents)
+    if as_json:
+        output.result_json({**replay_running.summary(contents), **msgspec.to_builtins(sent)})
+    else:
+        output.result(f"{sent.lines:,} lines: {sent.events:,} events, {sent.dead_letters:,} dead letters")
+        replay_running.show(contents, as_json=False)
+    receipt.close()
+    replay_running.end(contents)
+
+
+def _send(settings: "Settings", receipt: "Receipt", written: "ImportTarget", stop: Callable[[], bool]) -> None:
     from kinguin_streams.cli import output, replay_parts, replay_running, wiring
     from kinguin_streams.replay import import_history
 
-    plan = receipt.contents().plan
-    if receipt.contents().state == "done":
-        output.talk(f"the import {plan.replay_id} is done")
-        return
-    output.talk(f"receipt: {receipt.path}")
     publisher = replay_parts.publisher(settings)
     try:
-        with replay_running.asked_to_stop() as stop, output.progress("import") as update:
-            sent = import_history.run(
-                plan,
+        with output.progress("import") as update:
+            import_history.run(
+                receipt.contents().plan,
                 receipt,
                 sender=publisher,
+                written=written,
                 topics=wiring.topics(settings),
                 encoder=wiring.encoder(settings),
                 watch=replay_running.watch(settings, update, stop),
             )
     finally:
         publisher.close(timeout_s=10.0)
-        receipt.close()
-    if as_json:
-        output.result_json({"replay_id": plan.replay_id, **msgspec.to_builtins(sent), "receipt": str(receipt.path)})
-    else:
-        output.result(f"{sent.lines:,} lines: {sent.events:,} events, {sent.dead_letters:,} dead letters")
-    if sent.interrupted:
-        output.talk(f"stopped; `kinguin-streams replay resume {plan.replay_id}` goes on")
-        raise typer.Exit(replay_running.EXIT_INTERRUPTED)
 
 
 def _tell(notes: "Sequence[LineNote]", count: int, what: str) -> None:

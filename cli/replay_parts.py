@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kinguin_streams.consumers.store import StateStore
     from kinguin_streams.replay.filters import Filters
     from kinguin_streams.replay.frames import FrameGuard, TextOfId
+    from kinguin_streams.replay.import_target import ImportTarget
     from kinguin_streams.replay.plan import Plan, Selection, Window
     from kinguin_streams.replay.run import Source, Target
     from kinguin_streams.replay.survey import Survey
@@ -192,6 +193,28 @@ def _topic_target(settings: "Settings", plan: "Plan", *, at_rest: bool) -> "Targ
         timestamp=options["timestamp"],
         check=_frame_guard(settings, plan) if plan.source_files else None,
         needs_keys=options.get("compacted", False),  # receipts of earlier versions do not say it
+        batch_records=settings.replay.batch_records,
+        at_rest=at_rest,
+    )
+
+
+def import_target(settings: "Settings", plan: "Plan", *, at_rest: bool) -> "ImportTarget":
+    """Return what reads an import back. Raises OperatorError("topic_missing") where one of the ingress's topics is not there."""
+    from kinguin_streams.cli import wiring
+    from kinguin_streams.cluster.connection import admin_config
+    from kinguin_streams.replay.import_target import ImportTarget
+    from kinguin_streams.replay.topic_source import source_config
+
+    asking = survey(settings)
+    try:
+        found = asking.topics(spec.name for spec in wiring.topics(settings).of_ingress.specs)
+    finally:
+        asking.close()
+    return ImportTarget(
+        {name: facts.partitions for name, facts in found.items()},
+        plan.replay_id,
+        admin=admin_config(wiring.kafka(settings), _CLIENT_ID),
+        reader=source_config(consumer_config(settings), committed=False),
         batch_records=settings.replay.batch_records,
         at_rest=at_rest,
     )

@@ -93,8 +93,15 @@ def carry_on(settings: "Settings", receipt: "Receipt", *, as_json: bool) -> None
     _tell_gaps(contents)
     show(contents, as_json=as_json)
     receipt.close()
+    end(contents)
+
+
+def end(contents: "Contents") -> None:
+    """Exit with the code of a replay that has come so far; return if it is done and proven, and nothing was missing."""
+    from kinguin_streams.cli import output
+
     if contents.state in ("interrupted", "written"):
-        output.talk(f"stopped; `kinguin-streams replay resume {plan.replay_id}` goes on")
+        output.talk(f"stopped; `kinguin-streams replay resume {contents.plan.replay_id}` goes on")
         raise typer.Exit(EXIT_INTERRUPTED)
     if contents.state != "done" or contents.gaps:
         raise typer.Exit(1)

@@ -31,6 +31,11 @@ class Tally(msgspec.Struct, frozen=True):
         return Tally(self.records + other.records, self.bytes + other.bytes, f"{total:032x}")
 
 
+def without_replay(record: Record) -> Record:
+    """Return the record without its `replay-` headers: what a proof compares."""
+    return record._replace(headers=tuple(each for each in record.headers if not each[0].startswith(REPLAY_PREFIX)))
+
+
 def tally(records: Iterable[Record]) -> Tally:
     """Return the tally of records as they are. Of a copy, the `replay-` headers are taken out before.
 

@@ -9,19 +9,20 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import structlog
 
 from kinguin_streams.cluster.publisher import PublishFailed, Report
-from kinguin_streams.replay.checksum import tally
+from kinguin_streams.replay.checksum import Tally, tally, without_replay
 from kinguin_streams.replay.import_lines import Imported, LineFault, marked, read_line
 from kinguin_streams.replay.pace import Pace
 from kinguin_streams.replay.plan import Destination, PaceLimit, Plan
-from kinguin_streams.replay.receipt import Checkpoint, Receipt, partition_name
+from kinguin_streams.replay.receipt import Checkpoint, Mark, Receipt, partition_name
+from kinguin_streams.replay.receipt import Contents as ReceiptContents
 from kinguin_streams.replay.record import Record
-from kinguin_streams.replay.run import Watch, unchanged
+from kinguin_streams.replay.run import Landed, NothingLanded, Watch, unchanged
 from kinguin_streams.schemas.codec import RecordEncoder
 from kinguin_streams.schemas.events import DeadLetter
 from kinguin_streams.schemas.outgoing import OutgoingRecord, outgoing
@@ -39,6 +40,9 @@ MAX_LINE_BYTES: Final = 1_000_000
 """A body has 64 KiB at most, and base64 and escapes at worst six times that."""
 IN_FLIGHT: Final = 5_000
 CHUNK_LINES: Final = 500
+TOPICS: Final = "topics"
+"""In a checkpoint's mark: what Written.open needs."""
+_COUNTS: Final = "counts"
 
 
 class LineNote(msgspec.Struct, frozen=True):
@@ -78,6 +82,18 @@ class Sender(Protocol):
         ...
 
 
+class Written(Protocol):
+    """What an import needs of import_target.ImportTarget."""
+
+    def open(self, mark: Mark | None) -> Landed:
+        """Return the lines that have landed after the last `sync` of this import; None: it begins."""
+        ...
+
+    def sync(self) -> Mark:
+        """Return what `open` needs to go on from here; all that was sent is durable."""
+        ...
+
+
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
     """What an import has done, all processes together."""
 
@@ -85,6 +101,12 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     events: int = 0
     dead_letters: int = 0
     interrupted: bool = False
+
+
+def sent(contents: ReceiptContents) -> Sent:
+    """Return what a receipt says of it."""
+    counts = {} if contents.checkpoint is None else contents.checkpoint.mark[_COUNTS]
+    return Sent(**counts, interrupted=contents.state in ("interrupted", "written"))
 
 
 def survey(path: Path, now_ms: int, watch: Watch) -> Contents:
@@ -174,22 +196,30 @@ def refuse_faults(found: Contents) -> None:
         )
 
 
-def run(plan_: Plan, receipt: Receipt, *, sender: Sender, topics: Topics, encoder: RecordEncoder, watch: Watch) -> Sent:
+def run(
+    plan_: Plan,
+    receipt: Receipt,
+    *,
+    sender: Sender,
+    written: Written,
+    topics: Topics,
+    encoder: RecordEncoder,
+    watch: Watch,
+) -> None:
     """Import what the receipt's plan says, from its last checkpoint on. Ends at the end, or at a checkpoint when stopped.
 
-    After kill -9, lines behind the last checkpoint are sent once more, with the same event id. Raises OperatorError:
-    "identity_changed" if the file is another one, "import_refused" if Kafka does not take a record.
+    After kill -9, lines behind the last checkpoint that are in the topics are not sent again. What is left at the end is the
+    proof: run.prove. Raises OperatorError: "identity_changed" if the file is another one, "import_refused" if Kafka does not
+    take a record, and as `written` does.
     """
     path = Path(plan_.destination.name)
     unchanged(plan_.source_identity, {str(path): _identity(path)}, "file")
-    part = partition_name(path.name, 0)
+    part = path.name, 0
     last = receipt.contents().checkpoint
-    run_ = _Run(plan_, receipt, part, sender=sender, topics=topics, encoder=encoder, watch=watch)
-    if last is not None:
-        run_.resume(last)
+    run_ = _Run(plan_, receipt, part, sender=sender, written=written, topics=topics, encoder=encoder, watch=watch)
     receipt.begun()
     try:
-        return run_.go(path)
+        run_.go(path, last)
     except OperatorError as error:
         receipt.failed(f"{error.code}: {error.what}")
         raise
@@ -200,37 +230,43 @@ class _Run:
         self,
         plan_: Plan,
         receipt: Receipt,
-        part: str,
+        part: tuple[str, int],
         *,
         sender: Sender,
+        written: Written,
         topics: Topics,
         encoder: RecordEncoder,
         watch: Watch,
     ) -> None:
         self._plan, self._receipt, self._watch, self._part = plan_, receipt, watch, part
-        self._sender, self._topics, self._encoder = sender, topics, encoder
+        self._sender, self._target, self._topics, self._encoder = sender, written, topics, encoder
         self._pace = Pace(plan_.pace, watch.clock())
-        self._checkpoint = Checkpoint(positions={part: 0})
-        self._mark: dict[str, Any] = {"lines": 0, "events": 0, "dead_letters": 0}
-        self._written = self._checkpoint.written
+        self._counts = {"lines": 0, "events": 0, "dead_letters": 0}
+        self._written = Tally()
+        self._landed: Landed = NothingLanded()
         self._waiting: deque[tuple[int, Report]] = deque()
         self._checkpoint_at_s = watch.clock()
 
-    def resume(self, last: Checkpoint) -> None:
-        self._checkpoint, self._mark, self._written = last, dict(last.mark), last.written
-
-    def go(self, path: Path) -> Sent:
-        position = self._checkpoint.positions[self._part]
+    def go(self, path: Path, last: Checkpoint | None) -> None:
+        position = 0
+        if last is None:
+            self._target.open(None)
+            self._note(0)  # where the topics end, before the first record is in them
+        else:
+            position, self._written = last.offsets()[self._part], last.written
+            self._counts = dict(last.mark[_COUNTS])
+            self._landed = self._target.open(last.mark[TOPICS])
+            self._landed.leave({self._part: self._counts["lines"] + 1})  # the checkpoint has counted them
         total = self._plan.destination.options["bytes"]
         since, before = 0, self._written
-        for number, line in _lines(path, position, self._mark["lines"]):
+        for number, line in _lines(path, position, self._counts["lines"]):
             position += len(line)
-            self._mark["lines"] = number
+            self._counts["lines"] = number
             self._send(number, line)
             since += 1
             if since >= (self._pace.chunk_records(CHUNK_LINES) if self._pace.limited else CHUNK_LINES):
                 self._settle(IN_FLIGHT)
-                self._watch.progress(position, total, f"bytes, {self._mark['events']:,} events")
+                self._watch.progress(position, total, f"bytes, {self._counts['events']:,} events")
                 if self._pace.limited:
                     records, size_bytes = self._written.records - before.records, self._written.bytes - before.bytes
                     self._sleep(self._pace.wait_s(records, size_bytes, self._watch.clock()))
@@ -240,12 +276,10 @@ class _Run:
                 if self._watch.stop():
                     self._note(position)
                     self._receipt.interrupted()
-                    return self._said(interrupted=True)
+                    return
         self._note(position)
-        self._watch.progress(total, total, f"bytes, {self._mark['events']:,} events")
+        self._watch.progress(total, total, f"bytes, {self._counts['events']:,} events")
         self._receipt.written()
-        self._receipt.ended()  # Kafka has confirmed each record: there is nothing more to prove
-        return self._said()
 
     def _send(self, number: int, line: bytes) -> None:
         try:
@@ -256,13 +290,18 @@ class _Run:
             return
         if imported is None:
             return
+        self._counts["dead_letters" if isinstance(imported.record, DeadLetter) else "events"] += 1
+        if (landed := self._landed.take((*self._part, number))) is not None:
+            self._written += landed  # received when the process that died has sent it
+            return
         record = marked(
-            outgoing(imported.record, self._topics, self._encoder), imported.origin_time_ms, self._plan.replay_id
+            outgoing(imported.record, self._topics, self._encoder),
+            imported.origin_time_ms,
+            self._plan.replay_id,
+            f"{partition_name(*self._part)}/{number}",
         )
-        self._mark["dead_letters" if isinstance(imported.record, DeadLetter) else "events"] += 1
-        self._written += tally(
-            [Record(record.topic, 0, number, record.timestamp_ms, record.key, record.value, record.headers)]
-        )
+        as_read = Record(record.topic, 0, number, record.timestamp_ms, record.key, record.value, record.headers)
+        self._written += tally([without_replay(as_read)])
         while True:
             try:
                 self._waiting.append((number, self._sender.send(record)))
@@ -281,17 +320,15 @@ class _Run:
 
     def _note(self, position: int) -> None:
         self._settle(0)  # first durable, then noted
-        self._checkpoint = Checkpoint(positions={self._part: position}, written=self._written, mark=dict(self._mark))
-        self._receipt.checkpoint(self._checkpoint)
+        mark = {_COUNTS: dict(self._counts), TOPICS: self._target.sync()}
+        positions = {partition_name(*self._part): position}
+        self._receipt.checkpoint(Checkpoint(positions=positions, written=self._written, mark=mark))
         self._checkpoint_at_s = self._watch.clock()
 
     def _sleep(self, wait_s: float) -> None:
         until_s = self._watch.clock() + wait_s
         while (left_s := until_s - self._watch.clock()) > 0 and not self._watch.stop():
             self._watch.sleep(min(left_s, 0.1))
-
-    def _said(self, *, interrupted: bool = False) -> Sent:
-        return Sent(**self._mark, interrupted=interrupted)
 
 
 def _read(line: bytes, now_ms: int) -> Imported | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from kinguin_streams.ingress.decide import MAX_BODY_BYTES, Accepted, Delivery, Invalid, validated
 from kinguin_streams.replay.filters import instant_ms
+from kinguin_streams.replay.record import REPLAY_ID, REPLAY_SOURCE
 from kinguin_streams.schemas.events import STORE_NAME, DeadLetter, Event, StoreName
 from kinguin_streams.schemas.instants import MAX_MS, MIN_MS, to_rfc3339
 from kinguin_streams.schemas.outgoing import OutgoingRecord
@@ -83,9 +84,10 @@ def read_line(line: bytes, now_ms: int) -> Imported:
             return Imported(letter, origin_time_ms, is_reserialised=False)
 
 
-def marked(record: OutgoingRecord, origin_time_ms: int | None, replay_id: str) -> OutgoingRecord:
-    """Return the record with the headers that say where it came from."""
-    headers = (*record.headers, (ORIGIN_HEADER, ORIGIN), ("replay-id", replay_id.encode()))
+def marked(record: OutgoingRecord, origin_time_ms: int | None, replay_id: str, source: str) -> OutgoingRecord:
+    """Return the record with the headers that say where it came from. source: file/0/line, as topic/partition/offset of a copy."""
+    of_replay = ((REPLAY_ID, replay_id.encode()), (REPLAY_SOURCE, source.encode()))
+    headers = (*record.headers, (ORIGIN_HEADER, ORIGIN), *of_replay)
     if origin_time_ms is not None:
         headers += ((ORIGIN_TIME_HEADER, to_rfc3339(origin_time_ms).encode()),)
     return msgspec.structs.replace(record, headers=headers)

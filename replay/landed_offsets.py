@@ -20,13 +20,12 @@ class LandedOffsets:
             of_partition[int(offset)] = tally((record,))
             self._count += 1
 
-    def take(self, position: tuple[str, int, int]) -> bool:
-        """Return whether it is one of them, and forget it."""
-        of_partition = self._tallies.get(position[:2])
-        if of_partition is None or of_partition.pop(position[2], None) is None:
-            return False
-        self._count -= 1
-        return True
+    def take(self, position: tuple[str, int, int]) -> Tally | None:
+        """Return what it is if it is one of them, and forget it."""
+        found = self._tallies.get(position[:2], {}).pop(position[2], None)
+        if found is not None:
+            self._count -= 1
+        return found
 
     def leave(self, below: Positions | None = None) -> Tally:
         """Return what was never taken and lies before these positions, or all that is left, and forget it."""

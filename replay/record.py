@@ -1,6 +1,10 @@
 """What every replay moves: one record, to the byte."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+REPLAY_ID: Final = "replay-id"
+REPLAY_SOURCE: Final = "replay-source"
+"""Headers that a replay adds: which one it was, and where the record came from."""
 
 
 class Record(NamedTuple):

@@ -50,8 +50,8 @@ class Source(Protocol):
 class Landed(Protocol):
     """Source records that the target holds already, although the last checkpoint does not know of them."""
 
-    def take(self, position: tuple[str, int, int], /) -> bool:
-        """Return whether it does, and forget it: nobody asks twice. position: (topic, partition, offset) of the source."""
+    def take(self, position: tuple[str, int, int], /) -> Tally | None:
+        """Return what it is if it does, and forget it: nobody asks twice. position: (topic, partition, offset) of the source."""
         ...
 
     def leave(self, below: Positions | None = None, /) -> Tally:
@@ -64,9 +64,9 @@ class Landed(Protocol):
 class NothingLanded:
     """What a target returns that holds nothing which its last mark does not know of."""
 
-    def take(self, _position: tuple[str, int, int], /) -> bool:
-        """Return False."""
-        return False
+    def take(self, _position: tuple[str, int, int], /) -> Tally | None:
+        """Return None."""
+        return None
 
     def leave(self, _below: Positions | None = None, /) -> Tally:
         """Return nothing."""
@@ -88,7 +88,19 @@ class StoppedWriting(OperatorError):
         self.left = left
 
 
-class Target(Protocol):
+class ReadBack(Protocol):
+    """What can be proven: whatever has been written lies somewhere, and is read there."""
+
+    def finish(self) -> None:
+        """Make final what was written: nothing more comes. Called again by a replay that was killed while it was proven."""
+        ...
+
+    def read_back(self) -> Iterator[Sequence[Record]]:
+        """Yield what this replay has written, as it lies there now, without the `replay-` headers."""
+        ...
+
+
+class Target(ReadBack, Protocol):
     """Where records go: see topic_target.py."""
 
     def open(self, mark: Mark | None) -> Landed:
@@ -115,14 +127,6 @@ class Target(Protocol):
 
         As long as something that `open` returned has not been taken, that has to be found again by the next `open`.
         """
-        ...
-
-    def finish(self) -> None:
-        """Make final what was written: nothing more comes. Called again by a replay that was killed while it was proven."""
-        ...
-
-    def read_back(self) -> Iterator[Sequence[Record]]:
-        """Yield what this replay has written, as it lies there now, without the `replay-` headers."""
         ...
 
     def close(self) -> None:
@@ -270,7 +274,7 @@ class _Run:
         if len(landed):
             fresh = []
             for record in batch:
-                (there if landed.take(record[:3]) else fresh).append(record)
+                (fresh if landed.take(record[:3]) is None else there).append(record)
         kept, dropped = self._filters.split(fresh)
         kept = self._target.carried(kept)
         try:
@@ -342,7 +346,7 @@ class _Run:
             self._watch.sleep(min(left_s, _NAP_S))
 
 
-def prove(target: Target, receipt: Receipt, name: str, watch: Watch | None = None) -> Proof | None:
+def prove(target: ReadBack, receipt: Receipt, name: str, watch: Watch | None = None) -> Proof | None:
     """Read the target back, compare it with what was written, and note it. None if it was stopped; it can be resumed."""
     watch = watch or Watch()
     contents = receipt.contents()

@@ -1,10 +1,11 @@
 """When nothing that a process has sent before it died can turn up in a topic any more. Pure, but for the clock it is given."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
-Ends = Mapping[int, int]
-"""Partition to the offset of its next record, as consumers see it."""
+Part = TypeVar("Part", bound=Hashable)
+"""A partition, by whatever name."""
 
 REPLICA_LAG_S = 30.0
 """Kafka's default of replica.lag.time.max.ms."""
@@ -23,9 +24,9 @@ def settle_s(replicas: int, replica_lag_s: float = REPLICA_LAG_S) -> float:
 
 
 def read_until_settled(
-    start: Ends,
-    ends: Callable[[], Ends],
-    read: Callable[[Ends, Ends], bool],
+    start: Mapping[Part, int],
+    ends: Callable[[], Mapping[Part, int]],
+    read: Callable[[Mapping[Part, int], Mapping[Part, int]], bool],
     wait_s: float,
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -33,7 +34,7 @@ def read_until_settled(
 ) -> None:
     """Read from `start` to the end, and what comes after it, until `wait_s` have passed and the last read found nothing.
 
-    read: takes what lies between two ends, and returns whether any of it was meant.
+    start, ends: of each partition the offset of its next record, as consumers see it. read: takes what lies between two ends, and returns whether any of it was meant.
     """
     settled_at_s = clock() + wait_s
     while True:

@@ -20,7 +20,7 @@ from kinguin_streams.replay.landed_offsets import LandedOffsets
 from kinguin_streams.replay.patience import patiently
 from kinguin_streams.replay.plan import Window
 from kinguin_streams.replay.receipt import Mark
-from kinguin_streams.replay.record import Record
+from kinguin_streams.replay.record import REPLAY_ID, REPLAY_SOURCE, Record
 from kinguin_streams.replay.run import Landed
 from kinguin_streams.replay.settling import REPLICA_LAG_S, read_until_settled, settle_s
 from kinguin_streams.replay.survey import REQUEST_TIMEOUT_S, TopicFacts, list_ends
@@ -29,8 +29,6 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 
 log = structlog.get_logger()
 
-REPLAY_ID = "replay-id"
-REPLAY_SOURCE = "replay-source"
 REPLAY_TIMESTAMP = "replay-timestamp"
 Timestamp = Literal["keep", "now"]
 
@@ -124,7 +122,7 @@ class TopicTarget:
             return self._landed
         self._start = {int(number): offset for number, offset in mark["start"].items()}
         self._scan_from = {int(number): offset for number, offset in mark["ends"].items()}
-        wait_s = 0.0 if self._at_rest else patiently(lambda: _settle_s(self._admin, self._topic))
+        wait_s = 0.0 if self._at_rest else patiently(lambda: topic_settles_s(self._admin, self._topic))
         log.info("target_settles", topic=self._topic, wait_s=wait_s)
         read_until_settled(self._scan_from, self._ends, self._find_landed, wait_s)
         return self._landed
@@ -256,7 +254,7 @@ class TopicTarget:
             log.warning("producer_closed", error=str(error))
 
 
-def _settle_s(admin: AdminClient, topic: str) -> float:
+def topic_settles_s(admin: AdminClient, topic: str) -> float:
     """Return settling.settle_s of a topic; Kafka's default where the brokers do not tell their configuration."""
     metadata = admin.list_topics(topic, timeout=REQUEST_TIMEOUT_S)
     replicas = max(len(partition.replicas) for partition in metadata.topics[topic].partitions.values())

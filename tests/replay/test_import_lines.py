@@ -37,11 +37,13 @@ def test_an_event_has_the_id_that_it_would_have_if_it_had_just_arrived() -> None
 
 def test_the_record_says_where_it_came_from() -> None:
     imported = read_line(line(received_at="2020-10-16T11:24:09Z"), NOW_MS)
-    record = marked(outgoing(imported.record, topics(), Encoder()), imported.origin_time_ms, "the-replay")
+    encoded = outgoing(imported.record, topics(), Encoder())
+    record = marked(encoded, imported.origin_time_ms, "the-replay", "webhooks.jsonl/0/7")
     assert record.timestamp_ms == NOW_MS
     assert dict(record.headers)["origin"] == b"import"
     assert dict(record.headers)["origin-time"] == b"2020-10-16T11:24:09.000Z"
     assert dict(record.headers)["replay-id"] == b"the-replay"
+    assert dict(record.headers)["replay-source"] == b"webhooks.jsonl/0/7"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_line_that_says_nothing_that_could_be_kept_is_a_fault(raw: bytes, says
 @pytest.mark.parametrize("received_at", ["0001-01-01T14:00:00+14:00", "9999-12-31T09:59:59.999-14:00"])
 def test_the_first_and_the_last_instant_that_a_line_may_name_can_be_written(received_at: str) -> None:
     imported = read_line(line(received_at=received_at), NOW_MS)
-    record = marked(outgoing(imported.record, topics(), Encoder()), imported.origin_time_ms, "the-replay")
+    record = marked(outgoing(imported.record, topics(), Encoder()), imported.origin_time_ms, "the-replay", "f/0/1")
     assert dict(record.headers)["origin-time"] in (b"0001-01-01T00:00:00.000Z", b"9999-12-31T23:59:59.999Z")
 
 

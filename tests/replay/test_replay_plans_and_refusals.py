@@ -120,11 +120,12 @@ def test_what_has_landed_is_taken_once_and_what_was_not_is_counted() -> None:
     for source in (b"kinguin.order.status/3/5", b"kinguin.order.status/3/5", b"a/0/1"):
         landed.add(source, record(source))
     assert len(landed) == 2
-    assert [landed.take(("kinguin.order.status", 3, 5)) for _ in range(2)] == [True, False]
+    taken = [landed.take(("kinguin.order.status", 3, 5)) for _ in range(2)]
+    assert taken == [tally([record(b"kinguin.order.status/3/5")]), None]
     assert not landed.take(("a", 0, 2))
     assert len(landed) == 1
     assert landed.leave() == tally([record(b"a/0/1")])
-    assert (len(landed), landed.take(("a", 0, 1)), landed.leave()) == (0, False, Tally())
+    assert (len(landed), landed.take(("a", 0, 1)), landed.leave()) == (0, None, Tally())
 
 
 def test_what_the_run_has_passed_is_not_waited_for() -> None:
@@ -133,7 +134,7 @@ def test_what_the_run_has_passed_is_not_waited_for() -> None:
         landed.add(source, record(source))
     assert landed.leave({("a", 0): 2, ("b", 0): 9}) == tally([record(b"a/0/1")])
     assert len(landed) == 2
-    assert [landed.take(("a", 0, offset)) for offset in (1, 2)] == [False, True]
+    assert [landed.take(("a", 0, offset)) for offset in (1, 2)] == [None, tally([record(b"a/0/2")])]
     assert landed.leave() == tally([record(b"a/1/1")])
 
 

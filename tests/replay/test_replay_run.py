@@ -49,8 +49,8 @@ class ListSource:
 class Landed(dict[tuple[str, int, int], Record]):
     """What was found."""
 
-    def take(self, position: tuple[str, int, int]) -> bool:
-        return self.pop(position, None) is not None
+    def take(self, position: tuple[str, int, int]) -> Tally | None:
+        return tally([self.pop(position)]) if position in self else None
 
     def leave(self, below: Any = None) -> Tally:
         return tally([self.pop(place) for place in list(self) if below is None or place[2] < below.get(place[:2], 0)])
