@@ -49,6 +49,7 @@ def consumer(
     from kinguin_streams.cli import consumer_named, replay_running, wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.app import App
+    from kinguin_streams.replay.as_message import refuse_unread
     from kinguin_streams.replay.plan import INTO_CONSUMER, Destination, Plan
     from kinguin_streams.replay.topic_plan import Wanted
     from kinguin_streams.telemetry.logs import configure
@@ -57,10 +58,12 @@ def consumer(
     configure(settings.log.level, settings.log.format)
     found = consumer_named.consumer(what)
     its_events = found.handlers if isinstance(found, App) else found.events
+    its_own = tuple(map(wiring.topics(settings).name, its_events))
+    refuse_unread(topics or (), its_own, found.name)
     now_ms = round(time.time() * 1000)
     first, last = options.bounds(since, until, now_ms)
     wanted = Wanted(
-        topics=tuple(dict.fromkeys(topics or map(wiring.topics(settings).name, its_events))),
+        topics=tuple(dict.fromkeys(topics or its_own)),
         since=first,
         until=last,
         now_ms=now_ms,

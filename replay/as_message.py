@@ -1,7 +1,7 @@
 """Records for what the consumers room offers: with the accessors of a client's message, and sorted out."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from kinguin_streams.consumers.batch import Batch, sort_out
@@ -52,6 +52,17 @@ class AsMessage:
         return (_NO_TIMESTAMP, 0) if instant_ms is None else (_CREATE_TIME, instant_ms)
 
 
+def refuse_unread(topics: Iterable[str], its_own: Collection[str], consumer: str) -> None:
+    """Raise OperatorError("topic_not_read") if there is one among the topics that the consumer does not read."""
+    for topic in topics:
+        if topic not in its_own:
+            raise OperatorError(
+                "topic_not_read",
+                f"{consumer} does not read {topic}; it reads {', '.join(sorted(its_own))}.",
+                "Name its own topics, or files of them, with the same KINGUIN_TOPICS__PREFIX.",
+            )
+
+
 def sorted_out(
     records: Sequence[Record], decoder: Decoder, expected: Mapping[str, RecordName], consumer: str
 ) -> tuple[Batch, list[AsMessage]]:
@@ -61,12 +72,7 @@ def sorted_out(
     for a record of a topic that the consumer does not read.
     """
     messages = [AsMessage(record) for record in records]
-    for topic in {record.topic for record in records} - expected.keys():
-        raise OperatorError(
-            "topic_not_read",
-            f"{consumer} does not read {topic}; it reads {', '.join(sorted(expected))}.",
-            "Name its own topics, or files of them, with the same KINGUIN_TOPICS__PREFIX.",
-        )
+    refuse_unread({record.topic for record in records}, expected, consumer)
     try:
         batch = sort_out(
             messages,

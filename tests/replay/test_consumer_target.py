@@ -220,8 +220,9 @@ def test_records_of_a_topic_that_the_consumer_does_not_read_are_refused(streams:
     (tmp_path / "mine.py").write_text(APP)
     settings = settings_of(streams, tmp_path)
     streams.write_bytes("product.update", [b"anything"])
-    refused = run(
-        settings, "replay", "consumer", f"{tmp_path / 'mine.py'}:app", streams.name("product.update"), "--execute"
-    )
-    assert refused.returncode == 1
-    assert "mine does not read" in refused.stderr
+    command = ("replay", "consumer", f"{tmp_path / 'mine.py'}:app", streams.name("product.update"))
+    for arguments in (command, (*command, "--execute")):
+        refused = run(settings, *arguments)
+        assert refused.returncode == 1, "it was planned"
+        assert "mine does not read" in refused.stderr
+    assert not (tmp_path / "receipts").exists()
