@@ -198,14 +198,14 @@ def _show_plan(
     from kinguin_streams.cli import output
     from kinguin_streams.replay import file_source
     from kinguin_streams.replay import plan as plans
-    from kinguin_streams.replay.windows import warnings
+    from kinguin_streams.replay.windows import lost, warnings
 
     records = sum(window.records for window in windows)
     in_files = sum(file.next_offset - file.name.first_offset for file in files)
     size = sum(window.bytes or 0 for window in windows)
     by_fold = (records + in_files) / plans.FOLDED_RECORDS_PER_S
     seconds = max(by_fold, plans.estimated_duration_s(records + in_files, size, pace))
-    said = [*file_source.warnings(files), *warnings(windows)]
+    said = [*file_source.warnings(files), *warnings(lost(windows, file_source.partition_facts(files)))]
     if as_json:
         output.result_json(
             {

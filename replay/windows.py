@@ -197,15 +197,20 @@ def warnings(made: Sequence[Window]) -> list[str]:
     return said
 
 
+def lost(made: Sequence[Window], elsewhere: Sequence[PartitionFacts]) -> list[Window]:
+    """Return the windows of which retention has taken something that is not elsewhere either, such as in files."""
+    there = {(facts.topic, facts.partition): facts for facts in elsewhere}
+
+    def is_elsewhere(window: Window) -> bool:
+        facts = there.get((window.topic, window.partition))
+        return facts is not None and facts.covers(window.earliest - window.gone, window.earliest)
+
+    return [window for window in made if window.gone and not is_elsewhere(window)]
+
+
 def refuse_gaps(made: Sequence[Window], elsewhere: Sequence[PartitionFacts] = ()) -> None:
     """Raise OperatorError("history_gone") if retention has taken something of the windows that is not elsewhere either."""
-    there = {(facts.topic, facts.partition): facts for facts in elsewhere}
-    lost = []
-    for window in made:
-        facts = there.get((window.topic, window.partition))
-        if facts is None or not facts.covers(window.earliest - window.gone, window.earliest):
-            lost.append(window)
-    if said := warnings(lost):
+    if said := warnings(lost(made, elsewhere)):
         raise OperatorError(
             "history_gone",
             f"What would be made anew would lack records: {said[0]}"
