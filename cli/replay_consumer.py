@@ -30,6 +30,7 @@ def consumer(
     headers: options.Headers = None,
     where: options.Where = None,
     distinct: options.Distinct = False,
+    state_url: options.StateUrl = None,
     max_records_per_s: options.MaxRecordsPerS = None,
     max_bytes_per_s: options.MaxBytesPerS = None,
     execute: options.Execute = False,
@@ -54,7 +55,7 @@ def consumer(
     from kinguin_streams.replay.topic_plan import Wanted
     from kinguin_streams.telemetry.logs import configure
 
-    settings = load()
+    settings = load(state={"url": state_url})
     configure(settings.log.level, settings.log.format)
     found = consumer_named.consumer(what)
     its_events = found.handlers if isinstance(found, App) else found.events
@@ -82,6 +83,9 @@ def consumer(
     )
     with options.planner(settings) as planner:
         reading = planner.reading(wanted)
+    target = {"consumer": _absolute(what)}
+    if not isinstance(found, App):
+        target["state"] = options.state_shown(settings)
     plan = Plan(
         replay_id=str(uuid7()),
         made_at_ms=now_ms,
@@ -90,7 +94,7 @@ def consumer(
         selection=wanted.selection,
         pace=wanted.pace,
         warnings=reading.warnings,
-        destination=Destination(kind=INTO_CONSUMER, name=found.name, options={"consumer": _absolute(what)}),
+        destination=Destination(kind=INTO_CONSUMER, name=found.name, options=target),
     )
     if execute:
         replay_running.execute(settings, plan, as_json=as_json)

@@ -69,6 +69,10 @@ Distinct = Annotated[
         help="only the first record of each eventId, among the last KINGUIN_REPLAY__DISTINCT_RECORDS (130 bytes each)",
     ),
 ]
+StateUrl = Annotated[
+    str | None,
+    typer.Option("--state-url", help="database of a projection's state", show_default="sqlite:///.data/state.db"),
+]
 MaxRecordsPerS = Annotated[
     float | None, typer.Option("--max-records-per-s", help="no faster than this", min=0.001, show_default=False)
 ]
@@ -154,6 +158,13 @@ def selection(
         event_time=event_time,
         distinct=settings.replay.distinct_records if distinct else 0,
     )
+
+
+def state_shown(settings: "Settings") -> str:
+    """Return the state's URL without what may be secret in it: the password, and the query."""
+    from sqlalchemy import make_url
+
+    return make_url(settings.state.url).set(query={}).render_as_string()
 
 
 def pace(max_records_per_s: float | None, max_bytes_per_s: float | None) -> "PaceLimit":

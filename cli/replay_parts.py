@@ -236,6 +236,7 @@ def _consumer_target(settings: "Settings", plan: "Plan", stop: "Callable[[], boo
     if isinstance(consumer, App):
         effect = HandlerEffect(consumer, settings.consumer, replay=True)
     else:
+        _refuse_other_state(settings, plan)
         store = state_store(settings, consumer)
         effect = StateEffect(consumer, store)
     publisher = wiring.publisher(settings, client_id=_CLIENT_ID)
@@ -257,6 +258,21 @@ def _consumer_target(settings: "Settings", plan: "Plan", stop: "Callable[[], boo
         store=store,
         close=close,
     )
+
+
+def _refuse_other_state(settings: "Settings", plan: "Plan") -> None:
+    """Raise OperatorError("state_elsewhere") for another database than the plan's: how far it has come stands in that one."""
+    from kinguin_streams.cli.replay_options import state_shown
+    from kinguin_streams.telemetry.operator_error import OperatorError
+
+    now = state_shown(settings)
+    planned = plan.destination.options.get("state", now)  # receipts of earlier versions do not say it
+    if planned != now:
+        raise OperatorError(
+            "state_elsewhere",
+            f"The replay was begun into the state in {planned}, and this is {now}.",
+            "Name the same database, with --state-url or KINGUIN_STATE__URL; or make the replay anew.",
+        )
 
 
 def _frame_guard(settings: "Settings", plan: "Plan") -> "FrameGuard":

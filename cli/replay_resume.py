@@ -1,14 +1,15 @@
 """`kinguin-streams replay resume`: go on with a replay that was stopped, killed, or failed."""
 
 from kinguin_streams.cli.options import Json
+from kinguin_streams.cli.replay_options import StateUrl
 from kinguin_streams.cli.replay_show import Name
 
 
-def resume(name: Name, as_json: Json = False) -> None:
+def resume(name: Name, state_url: StateUrl = None, as_json: Json = False) -> None:
     """Go on from a receipt: what the target holds already is found there, each record gets into it once.
 
     Of a replay that is done, say so: exit 0. Exit codes are those of the command that began it. Refused while another
-    process runs it, and when the topics are not those of the plan any more.
+    process runs it, and when the topics, or of a projection the database, are not those of the plan any more.
     """
     from kinguin_streams.cli import replay_import, replay_running
     from kinguin_streams.cli.settings import load
@@ -16,7 +17,7 @@ def resume(name: Name, as_json: Json = False) -> None:
     from kinguin_streams.telemetry.logs import configure
     from kinguin_streams.telemetry.operator_error import OperatorError
 
-    settings = load()
+    settings = load(state={"url": state_url})
     configure(settings.log.level, settings.log.format)
     found = receipt.Receipt.open(receipt.find(settings.replay.receipts, name))
     kind = found.contents().plan.destination.kind

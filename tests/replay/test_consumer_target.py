@@ -216,6 +216,26 @@ def test_where_a_projection_has_no_state_a_replay_makes_none(streams: Streams, t
     assert not list(tmp_path.glob("state.db*"))
 
 
+def test_the_state_may_be_named_and_a_replay_is_resumed_in_no_other(streams: Streams, tmp_path: Path) -> None:
+    (tmp_path / "live").mkdir()
+    live, other = state_settings(tmp_path / "live"), state_settings(tmp_path)
+    for state in (live, other):
+        StateStore(state, ORDER_STATE).close()
+    settings = settings_of(streams, tmp_path, other)
+    done = run(settings, "replay", "consumer", "order-state", "--state-url", live.url, "--execute", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (reader.orders_by_status(live.url), reader.orders_by_status(other.url)) == ({"completed": ORDERS}, {})
+
+    (receipt,) = (tmp_path / "receipts").iterdir()
+    begun = tmp_path / "receipts" / "begun.jsonl"
+    begun.write_bytes(receipt.read_bytes().splitlines(keepends=True)[0])
+    refused = run(settings, "replay", "resume", "begun")
+    assert (refused.returncode, "--state-url" in refused.stderr) == (1, True), refused.stderr
+    assert reader.orders_by_status(other.url) == {}
+    resumed = run(settings, "replay", "resume", "begun", "--state-url", live.url)
+    assert resumed.returncode == 0, resumed.stderr
+
+
 def test_records_of_a_topic_that_the_consumer_does_not_read_are_refused(streams: Streams, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(APP)
     settings = settings_of(streams, tmp_path)
