@@ -160,7 +160,7 @@ class ConsumeLoop:
 
     @property
     def turning_for_s(self) -> float:
-        """For how long the turn in hand has gone on; 0 before the first and after the last. Any thread may ask."""
+        """For how long the turn in hand, or the closing, has gone on; 0 before the first and after it. Any thread may ask."""
         turned_s = self.tally.turned_s
         return 0.0 if turned_s is None else self._clock.monotonic_s() - turned_s
 
@@ -211,8 +211,11 @@ class ConsumeLoop:
             while not self._stopping:
                 self.turn()
         finally:
-            self.tally.turned_s = None
-            self.close()
+            try:
+                self.close()
+            finally:
+                # Not before: who hangs while it closes is stuck, and nobody but /livez can tell.
+                self.tally.turned_s = None
 
     def open(self) -> None:
         """Join the group."""

@@ -41,7 +41,7 @@ class Tally:
     stored_at_ms: int | None = None
     """When offsets were last stored: a projection's in its database, a handler's handed to Kafka."""
     turned_s: float | None = None
-    """When the loop last finished a turn, on the clock's monotonic_s; None: it is not to turn."""
+    """When the loop last finished a turn, on the clock's monotonic_s; None: it does not turn yet, or has closed."""
 
     @property
     def dead_lettered(self) -> int:
