@@ -37,10 +37,19 @@ class DatabaseWait:
         """Wait, longer than before; raise the error if it is none that goes by itself."""
         if error.code not in GOES_BY_ITSELF:
             raise error
+        self._wait("state_away", error, consumer)
+
+    def go_on_without_kafka(self, error: OperatorError, consumer: str) -> None:
+        """Wait longer: the database cannot be asked while nobody knows which topics these are; raise what is not that."""
+        if error.code != "kafka_unreachable":
+            raise error
+        self._wait("state_not_asked", error, consumer)
+
+    def _wait(self, event: str, error: OperatorError, consumer: str) -> None:
         self._delay_s = self._retry_s if self._delay_s is None else min(self._delay_s * 2, self._retry_max_s)
         self._due_s = self._clock.monotonic_s() + self._delay_s
         log.error(
-            "state_away",
+            event,
             consumer=consumer,
             reason=str(error),
             retry_in_s=self._delay_s,

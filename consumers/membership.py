@@ -213,11 +213,15 @@ class Membership:
             )
 
     def read_again(self) -> None:
-        """Fetch everything again from where the database says, if it answers.
+        """Fetch everything again from where the database says, if it answers, and Kafka too.
 
         Nobody knows whether the last transaction was committed when the line broke; its offsets say so.
         """
-        identity = self._identity.ask()
+        try:
+            identity = self._identity.ask()
+        except OperatorError as error:
+            self._database.go_on_without_kafka(error, self._effect.name)
+            return
         try:
             starts = self._starts(identity, self.sources)
         except OperatorError as error:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
-from kinguin_streams.consumers.testing import ProjectionDriver
+from kinguin_streams.consumers.testing import ProjectionDriver, events
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 
@@ -16,6 +17,10 @@ class LoopDriver(ProjectionDriver[Any]):
     @property
     def process(self) -> Any:
         return self._processes[0]
+
+    @property
+    def loop(self) -> ConsumeLoop:
+        return self.process.loop  # type: ignore[no-any-return]
 
     def turn(self) -> None:
         """Let the first process take a turn."""
@@ -31,7 +36,8 @@ def driver() -> Iterator[LoopDriver]:
 def test_who_hangs_while_it_ends_by_itself_is_stuck_until_it_has_closed(
     driver: LoopDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop, seen = driver.process.loop, []
+    loop = driver.loop
+    seen: list[float] = []
 
     def lost() -> None:
         raise OperatorError("topic_missing", "There is no topic.", "Make it.")
@@ -49,3 +55,46 @@ def test_who_hangs_while_it_ends_by_itself_is_stuck_until_it_has_closed(
             loop.run()
     assert seen == [400]
     assert loop.turning_for_s == 0
+
+
+def away(code: str) -> Any:
+    def failing(*_: Any) -> None:
+        raise OperatorError(code, f"{code}: it does not answer.", "Wait.")
+
+    return failing
+
+
+def test_a_kafka_that_is_away_while_the_database_is_waited_for_is_waited_for_too(
+    driver: LoopDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.send(events.order_status())
+    driver.run(at_most=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.process.store, "apply", away("state_away"))
+        driver.turn()
+        assert driver.loop.waits_for_database
+        patch.setattr(driver.loop._member._identity, "ask", away("kafka_unreachable"))
+        patch.setattr(driver.loop._member._identity, "watch", lambda: None)  # the real one never waits for Kafka
+        for _ in range(3):
+            driver.clock.advance(60)
+            driver.turn()
+            assert driver.loop.waits_for_database
+    driver.clock.advance(60)
+    driver.turn()
+    driver.run()
+    assert not driver.loop.waits_for_database
+    assert driver.loop.applied == 1
+
+
+def test_a_topic_that_is_gone_while_the_database_is_waited_for_ends_the_consumer(
+    driver: LoopDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.send(events.order_status())
+    driver.run(at_most=0)
+    monkeypatch.setattr(driver.process.store, "apply", away("state_away"))
+    driver.turn()
+    monkeypatch.setattr(driver.loop._member._identity, "ask", away("topic_missing"))
+    monkeypatch.setattr(driver.loop._member._identity, "watch", lambda: None)
+    driver.clock.advance(60)
+    with pytest.raises(OperatorError, match="topic_missing"):
+        driver.turn()
