@@ -183,10 +183,12 @@ class Membership:
         if not self._uncommitted:
             return False
         offsets = [self._offset(part, next_offset) for part, next_offset in self._uncommitted.items()]
-        self._uncommitted.clear()
+        handed, self._uncommitted = self._uncommitted, {}
         try:
             self.client.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
+            # The client has not even taken it, so no report will come for _on_commit.
+            self._uncommitted = {**handed, **self._uncommitted}
             self._log.debug("offsets_not_committed", error=str(error))
             return False
         return True

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
@@ -98,3 +99,23 @@ def test_a_topic_that_is_gone_while_the_database_is_waited_for_ends_the_consumer
     driver.clock.advance(60)
     with pytest.raises(OperatorError, match="topic_missing"):
         driver.turn()
+
+
+def test_offsets_that_the_client_does_not_even_take_are_told_again(
+    driver: LoopDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))
+
+    driver.send(events.order_status())
+    driver.run(at_most=0)
+    group = driver.kafka.group(driver.loop.group_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.process.client, "commit", full)
+        driver.run()
+        driver.clock.advance(60)
+        driver.turn()
+    assert (driver.loop.applied, sum(group.committed.values())) == (1, 0)
+    driver.clock.advance(60)
+    driver.turn()
+    assert sum(group.committed.values()) == 1
