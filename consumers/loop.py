@@ -4,8 +4,11 @@ The order of the lines in Effect.take is the guarantee: a dead letter is in Kafk
 an offset moves with what it stands for (a projection's, in its database) or after it (a handler's, in Kafka).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from operator import methodcaller
+from typing import Final
 
 import structlog
 
@@ -39,6 +42,7 @@ COMMIT_HANDLED_EVERY_S = 0.1
 REPORT_EVERY_S = 10.0
 SLICE_RECORDS = 5_000
 """So many are fetched at once, and decoded before more are fetched."""
+_TOPIC_OF: Final = methodcaller("topic")
 
 
 class _Gathered:
@@ -105,6 +109,7 @@ class ConsumeLoop:
         self._database = DatabaseWait(settings.state_retry_s, settings.state_retry_max_s, clock)
         self.tally = tally or Tally()
         """What this run has done."""
+        self.tally.consumed.update(dict.fromkeys(self._expected, 0))
         self._member = Membership(
             effect,
             config=config,
@@ -264,7 +269,8 @@ class ConsumeLoop:
             gathered.drop(self._member.changed())
             if self._database.is_on:
                 break
-            self.tally.consumed += len(fetched)
+            for topic, count in Counter(map(_TOPIC_OF, fetched)).items():
+                self.tally.consumed[topic] += count
             messages = self._not_held(fetched, gathered)
             self._sort_out(messages, gathered.batch)
             gathered.count += len(messages)

@@ -51,8 +51,8 @@ class ConsumerMetrics(Collector):
 
     def _work(self) -> Iterable[Metric]:
         tally = self._loop.tally
+        yield self._counter("consumed", "Records that Kafka has handed out.", _keyed(tally.consumed), "topic")
         for name, text, value in (
-            ("consumed", "Records that Kafka has handed out.", tally.consumed),
             ("applied", "Records that have taken effect.", tally.applied),
             ("stale", "Records that have taken effect and said nothing new. Of folds only.", tally.stale),
             ("duplicates", "Records that came though they had taken effect, and were dropped.", tally.duplicates),

@@ -23,8 +23,8 @@ REBALANCE_EVENTS: Final[tuple[RebalanceEvent, ...]] = ("assigned", "revoked", "l
 class Tally:
     """The numbers of one run of one consumer."""
 
-    consumed: int = 0
-    """Records that Kafka has handed out, and that were not dropped at once."""
+    consumed: dict[str, int] = field(default_factory=dict)
+    """By topic: records that Kafka has handed out, and that were not dropped at once."""
     applied: int = 0
     """Records that have taken effect."""
     stale: int = 0

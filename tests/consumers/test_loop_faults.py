@@ -119,3 +119,10 @@ def test_offsets_that_the_client_does_not_even_take_are_told_again(
     driver.clock.advance(60)
     driver.turn()
     assert sum(group.committed.values()) == 1
+
+
+def test_records_are_counted_by_their_topic(driver: LoopDriver) -> None:
+    assert sorted(driver.loop.tally.consumed.values()) == [0, 0]
+    driver.send(events.order_status(), events.order_complete(), events.order_status(status="completed"))
+    driver.run()
+    assert driver.loop.tally.consumed == {"kinguin.order.status": 2, "kinguin.order.complete": 1}
