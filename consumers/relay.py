@@ -35,6 +35,8 @@ REST_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 REPORT_WAIT_S: Final = 60.0
 """Longer than a producer's delivery timeout, so that the client's own report is what is heard."""
+STOP_S: Final = 5.0
+"""For the batch in hand, once it is to end: a consumer has 30 s for all of its stop, see FLUSH_S in cli/consume.py."""
 
 
 class Sender(Protocol):
@@ -108,7 +110,7 @@ class Relay:
         self._thread = threading.Thread(target=self.run, name="relay", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout_s: float = 10.0) -> None:
+    def stop(self, timeout_s: float = STOP_S) -> None:
         """End after the batch in hand, and close the database. What is not told yet stays in the outbox."""
         self._stopping.set()
         if self._thread is not None:

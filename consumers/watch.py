@@ -20,7 +20,7 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 log = structlog.get_logger()
 
 LOOK_EVERY_S: Final = 10.0
-_STOP_S: Final = 5.0
+STOP_S: Final = 5.0
 _TICK_S: Final = 0.5
 
 
@@ -107,7 +107,7 @@ class Watch:
     def stop(self) -> None:
         """Look no more. A question that is under way is waited for, but not for long."""
         self._stopping.set()
-        self._thread.join(_STOP_S)
+        self._thread.join(STOP_S)
 
     def look(self) -> None:
         """Ask both now. Raises nothing that they may say."""

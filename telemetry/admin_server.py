@@ -17,7 +17,7 @@ HEALTHZ: Final = "/healthz"
 """The same, by the name that many load balancers and people try first."""
 METRICS: Final = "/metrics"
 
-_STOP_S: Final = 5.0
+STOP_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,11 @@ class AdminServer:
         def close() -> None:
             # An answer that was sent at this moment wakes the thread too, before the pull below: closing the trigger's pipe
             # then would let the pull write into whatever has the descriptor by now.
-            pulled.wait(_STOP_S)
+            pulled.wait(STOP_S)
             wasyncore.close_all(self._connections)
 
         # On its own thread: nobody else may touch the sockets that it waits for.
         self._server.trigger.pull_trigger(close)
         pulled.set()
-        self._thread.join(_STOP_S)
+        self._thread.join(STOP_S)
         self._server.task_dispatcher.shutdown()
