@@ -58,9 +58,10 @@ def consume(
     again (KINGUIN_CONSUMER__HANDLER_ATTEMPTS), then its record is dead-lettered.
 
     A record that nobody can read goes to the dead-letter topic; a record of a schema that is not known here yet makes
-    its partition wait. Stops on SIGTERM (exit 0) or Ctrl-C (130) after the batch or the handler in hand.
+    its partition wait. Stops on SIGTERM (exit 0) or Ctrl-C (130) after the batch or the handler in hand; on a second one
+    at once, as if killed.
     """
-    from kinguin_streams.cli import consumer_named, wiring
+    from kinguin_streams.cli import consumer_named, second_signal, wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.app import App
     from kinguin_streams.consumers.handler_effect import HandlerEffect
@@ -71,7 +72,7 @@ def consume(
     configure(settings.log.level, settings.log.format, in_background=True)
     consumer = consumer_named.consumer(what)
     tally = Tally()
-    with _publisher(settings, consumer.name) as publisher:
+    with second_signal.exits_at_once(), _publisher(settings, consumer.name) as publisher:
         if isinstance(consumer, App):
             max_poll_interval_s = _max_poll_interval_s(settings)
             effect = HandlerEffect(consumer, settings.consumer, max_poll_interval_s=max_poll_interval_s)

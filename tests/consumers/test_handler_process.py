@@ -125,6 +125,38 @@ def test_a_stop_ends_after_the_record_in_hand_and_nothing_comes_again(
     assert Counter(effects(folder)).most_common(1)[0][1] == 1
 
 
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("call", ["time.sleep(60)", "lock(mutex), lock(mutex)"], ids=["python", "C"])
+def test_a_second_signal_ends_it_at_once_and_what_was_in_hand_comes_again(
+    kafka: KafkaCluster, topic_prefix: str, folder: Path, call: str, second: signal.Signals
+) -> None:
+    """Also while a handler is in C, where no signal interrupts it: then not even the first one is heard of in Python."""
+    preparing = "import ctypes; lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)"
+    hanging = f"{preparing}; print('called', flush=True); {call}"
+    (folder / "my_consumer.py").write_text(CONSUMER.replace("time.sleep(0.001)", hanging))
+    streams = Streams(kafka.bootstrap_servers, topic_prefix).make()
+    streams.write(order_status("processing", order_id="A"))
+    process = started(streams, folder)
+    log = folder / "consumer.log"
+    try:
+        wait_until(lambda: "called" in log.read_text(), f"a call ({log})")
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(second)
+        assert process.wait(5) == 128 + second
+    finally:
+        process.kill()
+        process.wait()
+    (folder / "my_consumer.py").write_text(CONSUMER)
+    process = started(streams, folder)
+    try:
+        wait_until(lambda: [order_id for order_id, _, _ in effects(folder)] == ["A"], "the record to come again")
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_static_member_comes_back_without_a_rebalance_of_the_others(
     kafka: KafkaCluster, topic_prefix: str, folder: Path
 ) -> None:
