@@ -1,6 +1,7 @@
 """Settings of the ingress."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -78,8 +79,8 @@ class IngressSettings(BaseModel):
         if not isinstance(given, dict) or not given.get("secrets_dir"):
             return given
         secrets = given.get("secrets") or {}
-        if not isinstance(secrets, dict):
-            return given  # the field's own check says what is wrong with it
+        if not isinstance(secrets, dict) or not all(isinstance(values, list | tuple) for values in secrets.values()):
+            return given  # the field's own checks say what is wrong with it
         merged = {store: list(values) for store, values in secrets.items()}
         for store, values in _secrets_in(Path(given["secrets_dir"])).items():
             merged.setdefault(store, []).extend(value for value in values if value not in merged.get(store, ()))
@@ -93,21 +94,45 @@ class IngressSettings(BaseModel):
             )
         return self
 
+    @field_validator("secrets", mode="before")
+    @classmethod
+    def _secrets_are_lists(cls, secrets: Any) -> Any:
+        # pydantic would name the place of what is wrong by the store's text.
+        if isinstance(secrets, dict):
+            for number, values in enumerate(secrets.values(), 1):
+                if not isinstance(values, list | tuple) or not all(
+                    isinstance(each, str | SecretStr) for each in values
+                ):
+                    raise ValueError(f'{_nth(number, secrets)} has no list of secrets, as in {{"default": ["…"]}}')
+        return secrets
+
     @field_validator("secrets")
     @classmethod
     def _secrets_can_be_sent(cls, secrets: dict[str, tuple[SecretStr, ...]]) -> dict[str, tuple[SecretStr, ...]]:
-        for store, values in secrets.items():
+        for number, (store, values) in enumerate(secrets.items(), 1):
+            named = _nth(number, secrets)
             if not STORE_NAME.fullmatch(store):
-                raise ValueError(f"store {store!r} does not match {STORE_NAME.pattern}")
+                raise ValueError(
+                    f"the name of {named} does not match {STORE_NAME.pattern}; is the secret in the store's place?"
+                )
             if not values:
-                raise ValueError(f"store {store!r} has no secret")
+                raise ValueError(f"{named} has no secret")
             for value in values:
                 text = value.get_secret_value()
                 if not _VISIBLE_ASCII.fullmatch(text):
-                    raise ValueError(f"store {store!r} has a secret that is empty, or that an HTTP header cannot carry")
+                    raise ValueError(f"{named} has a secret that is empty, or that an HTTP header cannot carry")
                 if text.lower() in PLACEHOLDERS:
-                    raise ValueError(f"store {store!r} has a secret from an example: choose one of your own")
+                    raise ValueError(f"{named} has a secret from an example: choose one of your own")
         return secrets
+
+
+def _nth(number: int, secrets: Mapping[str, object]) -> str:
+    """Return what stands for a store in an error: its place, those of the folder last and by name.
+
+    Not its text: where store and secret are swapped, that is the secret. `{"3fa9…": ["default"]}` is such a case whose
+    store may be one by its form, so even a name that matches is not shown.
+    """
+    return f"store {number} of {len(secrets)}"
 
 
 def _secrets_in(folder: Path) -> dict[str, list[str]]:

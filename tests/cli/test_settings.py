@@ -93,6 +93,41 @@ def test_row_65_without_a_usable_secret_the_ingress_refuses_to_start(secrets: st
     assert len(refused.stderr.splitlines()) == 1
 
 
+SWAPPED = "9c0ffee9c0ffee9c0ffee9c0ffee"
+"""A secret that may also be the name of a store."""
+
+
+@pytest.mark.parametrize("in_folder", [False, True], ids=["no folder", "a folder besides"])
+@pytest.mark.parametrize(
+    ("secrets", "place"),
+    [
+        pytest.param({f"{SWAPPED}_X": ["default-x"]}, "store 1 of 1", id="no name of a store"),
+        pytest.param({"shop-2": ["x7Qw"], SWAPPED: ["default"]}, "store 2 of 2", id="a name, and a word from examples"),
+        pytest.param({SWAPPED: []}, "store 1 of 1", id="a name without a secret"),
+        pytest.param({SWAPPED: [""]}, "store 1 of 1", id="a name with an empty secret"),
+        pytest.param({SWAPPED: "default"}, "store 1 of 1", id="no list"),
+        pytest.param({SWAPPED: 7}, "store 1 of 1", id="a number"),
+        pytest.param({SWAPPED: [7]}, "store 1 of 1", id="a list of numbers"),
+        pytest.param({SWAPPED: {"default": []}}, "store 1 of 1", id="a store inside"),
+    ],
+)
+def test_row_62_a_secret_in_the_place_of_its_store_is_named_by_its_position_and_not_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secrets: dict[str, object], place: str, in_folder: bool
+) -> None:
+    monkeypatch.setenv("KINGUIN_INGRESS__SECRETS", json.dumps(secrets))
+    if in_folder:
+        (tmp_path / "mounted").mkdir()
+        monkeypatch.setenv("KINGUIN_INGRESS__SECRETS_DIR", str(tmp_path / "mounted"))
+
+    with pytest.raises(ConfigurationError) as refused:
+        load()
+
+    (fault,) = refused.value.faults
+    assert SWAPPED not in str(refused.value)
+    assert fault.startswith("KINGUIN_INGRESS__SECRETS: ")
+    assert place in fault
+
+
 def test_row_65_bad_toml_is_named_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("[topics\n")
 

@@ -106,6 +106,10 @@ def break_file(folder: Path) -> None:
     (folder / "secrets.json").write_text('{"default": ["' + NEW)
 
 
+def swap_store_and_secret(folder: Path) -> None:
+    (folder / "secrets.json").write_text(json.dumps({NEW: ["default-x"]}))
+
+
 def break_folder(folder: Path) -> None:
     (folder / "secrets" / "default").write_text("")
 
@@ -117,6 +121,7 @@ def break_links(folder: Path) -> None:
 Write = Callable[[Path, list[str]], None]
 WAYS = [
     pytest.param(write_file, break_file, id="a mounted file"),
+    pytest.param(write_file, swap_store_and_secret, id="a mounted file, with store and secret swapped"),
     pytest.param(write_folder, break_folder, id="a folder"),
     pytest.param(swap_links, break_links, id="a folder as Kubernetes mounts it"),
 ]
