@@ -64,6 +64,11 @@ class Report:
             self._came.release()  # for whoever else waits
         return self._failure
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether Kafka has looked at the record: it has it, or refuses it for good. What the client refuses has no report."""
+        return self._is_there and (self._failure is None or self._failure.code == "refused")
+
     def add_done_callback(self, fn: "Callable[[Report], object]", /) -> None:
         """Call it with this report once it is there, on the thread that polls; at once if it is."""
         self._callbacks.append(fn)

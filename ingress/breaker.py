@@ -2,7 +2,7 @@
 
 Closed while Kafka confirms. Opened by the first wait of a second during which Kafka confirmed nothing at all: then nobody
 waits, and events go to the spool at once. Half open once Kafka answers a question about its topics: one record a second may
-try. Closed again by the first confirmation.
+try. Closed again once Kafka has taken a record, or refused it for good: that is an answer too.
 """
 
 import threading
@@ -44,7 +44,7 @@ class Breaker:
             return True
 
     def confirmed(self, now_s: float) -> bool:
-        """Note that Kafka has a record; return whether this closed the breaker."""
+        """Note that Kafka has a record, or refuses it for good; return whether this closed the breaker."""
         with self._lock:
             was, self._state = self._state, "closed"
             self._confirmed_at_s = now_s

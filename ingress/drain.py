@@ -158,10 +158,8 @@ class Drain:
             else:
                 failed.append((spooled, failure))
         delivered = self.drained - drained_before
-        if delivered:
-            self._breaker.confirmed(time.monotonic())
-            if not self._spool.waiting:
-                log.info("spool_drained", records=self.drained)
+        if delivered and not self._spool.waiting:
+            log.info("spool_drained", records=self.drained)
         for spooled, failure in failed:
             if failure.code == "not_delivered":
                 self._hold_up(spooled.record.topic, failure)
@@ -199,11 +197,16 @@ class Drain:
         while True:
             try:
                 # One turn for all that is in flight, not one for each, once the process has been told to stop.
-                return report.result(0 if self._stopping.is_set() else TURN_S)
+                failure = report.result(0 if self._stopping.is_set() else TURN_S)
             except TimeoutError:
                 self._breaker.waited_in_vain(time.monotonic())
                 if self._stopping.is_set():
                     return PublishFailed("no_report", "stopped", landed="maybe")
+            else:
+                # A refusal too: without other traffic Kafka would count as away for as long as all that waits is refused.
+                if report.is_decided:
+                    self._breaker.confirmed(time.monotonic())
+                return failure
 
     def _refused(self, file: SpoolFile, spooled: Spooled, failed: PublishFailed) -> None:
         """Note it on disk: the record waits no more, and its dead letter is due."""
@@ -245,8 +248,6 @@ class Drain:
         for spooled in delivered:
             self.dead_lettered[spooled.record.topic] += 1
             log.warning("spooled_record_dead_lettered", topic=spooled.record.topic, error=spooled.refused)
-        if delivered:
-            self._breaker.confirmed(time.monotonic())
         left = [(spooled, failure) for spooled, failure in said if failure is not None]
         for spooled, failure in left:
             if failure.code == "refused":

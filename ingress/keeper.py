@@ -67,8 +67,9 @@ class Keeper:
             report.add_done_callback(self._came_late)
             without = NotKept("kafka_no_report", "no delivery report in time")
             return (yield from self._spool(record, report, deadline_s, without))
-        if failure is None:
+        if report.is_decided:
             self._confirmed()
+        if failure is None:
             return "kafka"
         return (yield from self._after(failure, record, deadline_s))
 
@@ -82,7 +83,7 @@ class Keeper:
 
     def _came_late(self, report: Report) -> None:
         """Late is not never: without this, Kafka would count as away until the next webhook."""
-        if report.result() is None:
+        if report.is_decided:
             self._confirmed()
 
     def _report(self, report: Report, deadline_s: float) -> Steps[PublishFailed | None]:

@@ -67,11 +67,14 @@ class Kafka:
         self.refuse_batches = False
         """Whether a record sent with others is refused because of one of them."""
         self.refuse_alone: set[str] = set()
+        self.too_large_for_client: set[str] = set()
         self.sent_alone: list[OutgoingRecord] = []
 
     def send(self, sent: OutgoingRecord) -> Report:
         if sent.topic in self.missing:
             raise PublishFailed("not_delivered", "_UNKNOWN_TOPIC", landed="no")
+        if sent.topic in self.too_large_for_client:
+            raise TOO_LARGE
         report = Report()
         if sent in self.unconfirmed:
             self.unconfirmed.remove(sent)
@@ -205,6 +208,21 @@ def test_what_kafka_refuses_for_good_becomes_the_dead_letter_of_its_request_and_
     assert dict(letter.headers)["ce_id"] == of_event["ce_id"]  # its eventId
     assert of_letter["traceparent"] == TRACEPARENT.encode()
     assert sent.timestamp_ms == 1_700_000_000_000
+
+
+@pytest.mark.parametrize("by_broker", [True, False], ids=["the broker", "the client"])
+def test_a_refusal_by_the_broker_says_that_kafka_is_back_and_one_by_the_client_does_not(
+    tmp_path: Path, by_broker: bool
+) -> None:
+    """Nothing else is delivered: its dead letter is refused as well."""
+    leave_behind(tmp_path / "a.spool", order("A"))
+    kafka, breaker = Kafka(), Breaker()
+    (kafka.refuse_alone if by_broker else kafka.too_large_for_client).update({ORDERS, LETTERS})
+    breaker.waited_in_vain(time.monotonic())
+    breaker.answered()
+    with draining(tmp_path, kafka, breaker) as (spool, _):
+        wait_until(lambda: spool.contents.refused == 1 and spool.unsettled == 0, 10, "a record that is set aside")
+    assert breaker.state == ("closed" if by_broker else "half_open")
 
 
 def test_a_record_that_was_refused_with_others_is_tried_by_itself_before_it_becomes_a_dead_letter(
