@@ -66,7 +66,7 @@ def secrets_used(host: str, port: int) -> list[LastUse]:
 
 
 def silence(host: str, port: int) -> dict[str, dict[str, float]]:
-    """Return store to event to seconds since the last one, or since the start; nothing if nobody answers."""
+    """Return store to event to seconds since the last one, or since it is waited for; nothing if nobody answers."""
     found: dict[str, dict[str, float]] = {}
     for sample in _samples(_scrape(host, port) or ""):
         if sample.name == "kinguin_ingress_silence_seconds":

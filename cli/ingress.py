@@ -29,6 +29,7 @@ def ingress(
     """
     from kinguin_streams.cli import wiring
     from kinguin_streams.cli.settings import ConfigurationError, load
+    from kinguin_streams.ingress.last_seen import LastSeenFile
     from kinguin_streams.ingress.proven import ProofFile
     from kinguin_streams.ingress.server import Server
     from kinguin_streams.ingress.spool import Spool
@@ -56,11 +57,12 @@ def ingress(
         raise ConfigurationError((f"KINGUIN_SPOOL__PATH: {unusable}",)) from unusable
     publisher = wiring.publisher(settings, client_id="kinguin-streams-ingress")
     topics = wiring.topics(settings).of_ingress
-    proof_file = None
+    proof_file = last_seen_file = None
     if spool is not None:
         bootstrap_servers = wiring.kafka(settings).bootstrap_servers or ""
         names = [spec.name for spec in topics.specs]
         proof_file = ProofFile(settings.spool.path, bootstrap_servers, names, settings.spool.max_age_s)
+        last_seen_file = LastSeenFile(settings.spool.path)
     process = Server(
         settings.ingress,
         publisher,
@@ -72,6 +74,7 @@ def ingress(
         traces("kinguin-streams-ingress"),
         settings.log.request_every,
         proof_file,
+        last_seen_file,
     )
     if code := process.run():
         raise typer.Exit(code)

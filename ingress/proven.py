@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from kinguin_streams.cluster.durable_file import replace_whole
+from kinguin_streams.ingress.left_behind import LeftBehind
 from kinguin_streams.schemas.instants import to_rfc3339
 
 log = structlog.get_logger()
@@ -74,17 +74,13 @@ class ProofFile:
     now_s: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        self._path = self.folder / FILE_NAME
+        self._file = LeftBehind(self.folder / FILE_NAME, Proof, "topics_proof")
         self._written: Proof | None = None
 
     def read(self) -> Proof | None:
         """Return what an earlier process has proven, if it counts for this one. Says in the log why it does not."""
-        try:
-            proof = msgspec.json.decode(self._path.read_bytes(), type=Proof)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("topics_proof_unreadable", path=str(self._path), error=str(error))
+        proof = self._file.read()
+        if proof is None:
             return None
         reason = why_not(
             proof,
@@ -94,7 +90,7 @@ class ProofFile:
             now_ms=self._now_ms(),
         )
         if reason is not None:
-            log.warning("topics_proof_not_counted", path=str(self._path), reason=reason)
+            log.warning("topics_proof_not_counted", path=str(self._file.path), reason=reason)
             return None
         return proof
 
@@ -112,10 +108,7 @@ class ProofFile:
         before = self._written
         if before is not None and self._is_fresh(before, proof):
             return
-        try:
-            replace_whole(self._path, msgspec.json.encode(proof) + b"\n")
-        except OSError as error:
-            log.warning("topics_proof_not_written", path=str(self._path), error=str(error))
+        self._file.write(proof)
         self._written = proof
 
     def _is_fresh(self, before: Proof, now: Proof) -> bool:

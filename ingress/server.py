@@ -18,6 +18,7 @@ from kinguin_streams.ingress.admin import make_admin_app
 from kinguin_streams.ingress.answering import StrippedHeaders, Webhooks
 from kinguin_streams.ingress.drain import Drain
 from kinguin_streams.ingress.keeper import Keeper
+from kinguin_streams.ingress.last_seen import LastSeenFile
 from kinguin_streams.ingress.ledger import Ledger
 from kinguin_streams.ingress.listening import listen
 from kinguin_streams.ingress.openapi import document
@@ -80,6 +81,7 @@ class Server:
     traces: Traces
     log_every: int
     proof_file: ProofFile | None
+    last_seen_file: LastSeenFile | None
 
     def __post_init__(self) -> None:
         """Bind both ports. Raises OperatorError("port_taken") before anything is served."""
@@ -98,11 +100,12 @@ class Server:
             self._drain = Drain(self.spool, self.publisher, breaker, self.settings.queue_records, refusals)
             SpoolMetrics(self.spool, self._drain, breaker, self.ledger.registry)
         secrets = Secrets(self.read_secrets())
-        vigil = Vigil(
+        self._vigil = vigil = Vigil(
             secrets,
             self.ledger.registry,
             silence_s=self.settings.silence_s,
             failure_budget=self.settings.failure_budget,
+            earlier=None if self.last_seen_file is None else self.last_seen_file.read(),
         )
         self._readiness = Readiness(self.publisher, self.topics, self._keeper, vigil, self.proof_file)
         Gauge(
@@ -178,6 +181,8 @@ class Server:
         self._admin.start()
         if self._drain is not None:
             self._drain.start()
+        if self.last_seen_file is not None:
+            self.last_seen_file.start(self._vigil.silent_since)
         log.info(
             "ingress_serves",
             server=self.settings.server,
@@ -199,6 +204,8 @@ class Server:
         if self._drain is not None:
             self._drain.stop(0.0 if self.publisher.fatal else self._stop_time_left_s(stops_at_s))
         left = self.publisher.close(0.0 if self.publisher.fatal else self._stop_time_left_s(stops_at_s) + 1.0)
+        if self.last_seen_file is not None:
+            self.last_seen_file.stop()
         waiting = 0
         if self.spool is not None:
             waiting = self.spool.unsettled

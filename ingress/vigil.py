@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kinguin_streams.ingress.last_seen import SilentSince
 from kinguin_streams.ingress.secrets import Secrets
 from kinguin_streams.schemas.events import EVENT_NAMES, StoreName
 
@@ -32,16 +33,20 @@ class Vigil(Collector):
         *,
         silence_s: float,
         failure_budget: float,
+        earlier: SilentSince | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """silence_s: after which a store is said to be quiet. failure_budget: share of requests that may fail, 0 to 1."""
+        """silence_s: after which a store is said to be quiet. failure_budget: share of requests that may fail, 0 to 1.
+
+        earlier: what an earlier process knew; of what it did not, silence counts from this start.
+        """
         self._secrets = secrets
         self._silence_s = silence_s
         self._budget = failure_budget
         self._now_s = now_s
         self._started_s = now_s()
         self._lock = threading.Lock()
-        self._last: dict[tuple[StoreName, str], float] = {}
+        self._last = dict(earlier or {})
         self._slots: deque[tuple[float, int, int]] = deque()
         self.reload_failures = 0
         """How often new secrets could not be used."""
@@ -73,15 +78,19 @@ class Vigil(Collector):
             self._forget()
             return sum(requests for _, requests, _ in self._slots), sum(failures for _, _, failures in self._slots)
 
-    def silence(self) -> dict[tuple[StoreName, str], float]:
-        """Return the seconds since each store's last event of each kind, or since the start if there was none."""
-        now_s = self._now_s()
+    def silent_since(self) -> SilentSince:
+        """Return when each store's last event of each kind came, or since when it is waited for."""
         with self._lock:
             return {
-                (store, event): now_s - self._last.get((store, event), self._started_s)
+                (store, event): self._last.get((store, event), self._started_s)
                 for store in sorted(self._secrets.stores)
                 for event in EVENT_NAMES
             }
+
+    def silence(self) -> dict[tuple[StoreName, str], float]:
+        """Return the seconds since each store's last event of each kind, or since it is waited for if there was none."""
+        now_s = self._now_s()
+        return {each: now_s - at_s for each, at_s in self.silent_since().items()}
 
     def warnings(self) -> list[str]:
         """Return what an operator should look at, in sentences."""
@@ -105,7 +114,7 @@ class Vigil(Collector):
         """Return the metrics."""
         silence = GaugeMetricFamily(
             "kinguin_ingress_silence_seconds",
-            "Seconds since the last authenticated event, or since the start.",
+            "Seconds since the last authenticated event, be it before a restart; or since the first start, if there was none.",
             labels=("store", "event"),
         )
         for (store, event), seconds in self.silence().items():
