@@ -78,7 +78,7 @@ def test_row_61_a_long_run_with_silences_of_kafka_loses_nothing_and_grows_in_not
     witness = Witness(tmp_path / "witness.jsonl")
     posts = int(SOAK_S * RATE_PER_S)
     samples: list[Sample] = []
-    stalls = 0
+    stalls = spooled_stalls = 0
     try:
         began_s = time.monotonic()
         with witness.sender(running.port, posts, broken=0.02, rate_per_s=RATE_PER_S) as sender:
@@ -87,7 +87,8 @@ def test_row_61_a_long_run_with_silences_of_kafka_loses_nothing_and_grows_in_not
                     stalls += 1
                     with stalled(own_kafka.broker):
                         time.sleep(STALL_S)
-                        assert spooled(running) > 0
+                        # Where no post fell into it, as when the sender waits on a busy machine, it shows nothing.
+                        spooled_stalls += spooled(running) > 0
                     wait_until_drained(running)
                 assert_balanced(running.metrics())
                 samples.append(sample(running, began_s))
@@ -99,6 +100,7 @@ def test_row_61_a_long_run_with_silences_of_kafka_loses_nothing_and_grows_in_not
         assert metrics["kinguin_ingress_in_flight", ()] == 0
         assert metrics["kinguin_ingress_received_total", ()] == sender.report().attempts == posts
         assert outcome.acked == outcome.landed
+        assert spooled_stalls > 0
 
         settled = [each for each in samples if each.at_s > WARM_UP * took_s]
         watched_s = settled[-1].at_s - settled[0].at_s
@@ -106,12 +108,13 @@ def test_row_61_a_long_run_with_silences_of_kafka_loses_nothing_and_grows_in_not
         descriptors = growth(settled, lambda each: each.descriptors)
         threads = growth(settled, lambda each: each.threads)
         log.info(
-            "%s: %d posts in %.0f s, %d silences; over the last %.0f s memory %.1f MB %+.3f MB, descriptors %d %+.2f,"
+            "%s: %d posts in %.0f s, %d silences, %d of them spooled; over the last %.0f s memory %.1f MB %+.3f MB, descriptors %d %+.2f,"
             " threads %d %+.2f",
             server,
             posts,
             took_s,
             stalls,
+            spooled_stalls,
             watched_s,
             median(each.memory_bytes for each in settled) / 1e6,
             memory / 1e6,
