@@ -62,15 +62,19 @@ def product_update(number: int) -> bytes:
 def test_row_10_a_full_producer_queue_is_no_500_and_takes_no_memory(
     own_kafka: OwnKafka, topic_prefix: str, tmp_path: Path, with_spool: bool
 ) -> None:
-    settings = {"queue_records": 10, "spool__enabled": with_spool}
+    queue_records = 10
+    settings = {"queue_records": queue_records, "spool__enabled": with_spool}
     with running_ingress(own_kafka.bootstrap_servers, topic_prefix, tmp_path, **settings) as running:
         witness = Witness(tmp_path / "witness.jsonl")
         witness.post(running, bodies(50))
         before = resident_bytes(running.process.pid)
+        late_before = witness.longer_than_the_first_wait()
         with stalled(own_kafka.broker):
             answers = witness.post(running, bodies(200), clients=50)
             assert resident_bytes(running.process.pid) - before < 20_000_000
             assert_balanced(running.metrics())
+        # Those in the queue wait for Kafka; whoever does not fit into it is answered at once.
+        assert witness.longer_than_the_first_wait() - late_before <= queue_records
         assert {answer.status for answer in answers} == {204 if with_spool else 503}
         assert {answer.headers.get("retry-after") for answer in answers} == {None if with_spool else "5"}
         assert witness.slowest_s <= LATEST_S
