@@ -4,6 +4,7 @@ StateEffect folds events into a database, which also holds the offsets. HandlerE
 functions, and the offsets are Kafka's.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, Protocol
@@ -16,6 +17,9 @@ from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
 from kinguin_streams.schemas.events import DeadLetter, EventName
 
 NO_LIMIT: Final = 2**31
+SWITCH_INTERVAL_S: Final = 0.0005
+"""Of Python's threads, once there are two. By default one that comes back from a statement waits 5 ms for one that decodes:
+measured on SQLite, 45,400 records/s with that, 51,300 with this."""
 AHEAD_FROM_RECORDS: Final = 5_000
 """Smaller batches are stored before the next one is fetched: there is little to gain, and what was sent is seen at once."""
 
@@ -184,6 +188,7 @@ class StateEffect:
             _say_done(batch.next_offsets, len(batch.received), work)
             return {}
         if self._thread is None:
+            sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}-store")
         transaction = self._thread.submit(self._store.apply, batch.received, advances)
         self._in_hand = _InHand(transaction, batch.next_offsets, len(batch.received))
