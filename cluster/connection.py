@@ -109,7 +109,6 @@ def consumer_config(kafka: KafkaSettings, *, group_id: str, client_id: str) -> d
         "partition.assignment.strategy": "range",  # keeps equal partitions of the order topics in one process
         "enable.partition.eof": False,
         "isolation.level": "read_committed",
-        "queued.max.messages.kbytes": 16_384,
     }
     config = {**preferred, **base_config(kafka, client_id), "group.id": group_id}
     if config.get("group.protocol") == "consumer":  # the broker assigns; librdkafka refuses the classic key beside it

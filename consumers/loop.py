@@ -40,6 +40,9 @@ COMMIT_EVERY_S = 1.0
 COMMIT_HANDLED_EVERY_S = 0.1
 """Of handlers, whose committed offsets are what they are not called again for after a crash; also within a turn."""
 REPORT_EVERY_S = 10.0
+FETCHED_AHEAD_KIB = 16_384
+"""By default the client fetches 64 MiB ahead, a fifth of a consumer's memory. With this it hands out 110,000 records/s, which is
+more than any consumer takes; a replay, which may, keeps the default."""
 SLICE_RECORDS = 5_000
 """So many are fetched at once, and decoded before more are fetched."""
 _TOPIC_OF: Final = methodcaller("topic")
@@ -103,6 +106,7 @@ class ConsumeLoop:
         self._expected = {topics.name(name): name for name in effect.events}
         group_id = self.group_id
         config = with_short_session(consumer_config(kafka, group_id=group_id, client_id=group_id))
+        config.setdefault("queued.max.messages.kbytes", FETCHED_AHEAD_KIB)
         if settings.instance_id is not None:
             config["group.instance.id"] = settings.instance_id
         self._held = HeldPartitions(settings.schema_retry_s, settings.schema_retry_max_s)
