@@ -47,7 +47,7 @@ def consumer(
 
     from uuid_utils.compat import uuid7
 
-    from kinguin_streams.cli import consumer_named, replay_running, wiring
+    from kinguin_streams.cli import consumer_named, replay_parts, replay_running, wiring
     from kinguin_streams.cli.settings import load
     from kinguin_streams.consumers.app import App
     from kinguin_streams.replay.as_message import refuse_unread
@@ -85,7 +85,7 @@ def consumer(
         reading = planner.reading(wanted)
     target = {"consumer": _absolute(what)}
     if not isinstance(found, App):
-        target["state"] = options.state_shown(settings)
+        target["state"] = replay_parts.state_shown(settings)
     plan = Plan(
         replay_id=str(uuid7()),
         made_at_ms=now_ms,

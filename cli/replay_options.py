@@ -160,13 +160,6 @@ def selection(
     )
 
 
-def state_shown(settings: "Settings") -> str:
-    """Return the state's URL without what may be secret in it: the password, and the query."""
-    from sqlalchemy import make_url
-
-    return make_url(settings.state.url).set(query={}).render_as_string()
-
-
 def pace(max_records_per_s: float | None, max_bytes_per_s: float | None) -> "PaceLimit":
     """Return the limits."""
     from kinguin_streams.replay.plan import PaceLimit

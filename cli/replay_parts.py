@@ -260,9 +260,15 @@ def _consumer_target(settings: "Settings", plan: "Plan", stop: "Callable[[], boo
     )
 
 
+def state_shown(settings: "Settings") -> str:
+    """Return the state's URL without what may be secret in it: the password, and the query."""
+    from sqlalchemy import make_url
+
+    return make_url(settings.state.url).set(query={}).render_as_string()
+
+
 def _refuse_other_state(settings: "Settings", plan: "Plan") -> None:
     """Raise OperatorError("state_elsewhere") for another database than the plan's: how far it has come stands in that one."""
-    from kinguin_streams.cli.replay_options import state_shown
     from kinguin_streams.telemetry.operator_error import OperatorError
 
     now = state_shown(settings)
