@@ -109,3 +109,17 @@ def test_a_url_that_cannot_be_used_is_refused_with_a_reason(url: str, says: str)
         with pytest.raises(OperatorError, match=says) as refused:
             use()
         assert refused.value.code == "state_url_refused"
+
+
+def test_keys_of_any_text_are_found_again_among_thousands(orders: StateStore) -> None:
+    """The states of many keys come as one JSON array, made by SQLite: quotes, controls and what is not ASCII are escaped there."""
+    odd = ['"', "\\", "a\x00b", "\n", "\x1f", "Ł 🎮", "'", "[1,2]", "null", ""]
+    names = odd + [f"O{number}" for number in range(3_000)]
+    for minute, status in enumerate(("processing", "completed")):
+        first = minute * len(names)
+        batch = [
+            received(order_status(status, minute, order_id=name), first + place) for place, name in enumerate(names)
+        ]
+        orders.apply(batch, [advance(STATUS_TOPIC, first or None, first + len(names))])
+    views = {view.order_id: [fact.status for fact in view.facts] for view in reader.order_views(str(orders.engine.url))}
+    assert views == {name: ["processing", "completed"] for name in names}
