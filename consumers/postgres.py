@@ -23,7 +23,11 @@ _AWAY = ("08", "57P", "53300", "25P03", "25P04")
 """SQLSTATE: connection exceptions; the server is shutting down or starting; too many connections; the server has ended a
 session whose process was paused within a transaction, as a frozen virtual machine is."""
 _GAVE_WAY = ("40001", "40P01")
-"""SQLSTATE: the transaction was undone in favour of another one. It can be done again."""
+"""SQLSTATE: the transaction was undone in favour of another one."""
+
+
+class GaveWay(OperatorError):
+    """Nothing of the transaction has happened, and it can be done again at once."""
 
 
 def refuse_unless_usable(url: URL) -> None:
@@ -89,7 +93,7 @@ def explanation(url: URL, settings: StateSettings, error: BaseException) -> Oper
             "Nothing is lost: see pg_stat_activity for who holds it.",
         )
     if code in _GAVE_WAY:
-        return OperatorError(
+        return GaveWay(
             "state_busy",
             f"PostgreSQL at {where} has undone our transaction in favour of another one: {said}.",
             "Nothing is lost: see the server's log for who else writes these tables.",

@@ -32,6 +32,7 @@ from kinguin_streams.consumers.generations import Build, insert_into, live_or_fi
 from kinguin_streams.consumers.in_order import AtOnce, Beside
 from kinguin_streams.consumers.live_rows import LANE, not_lane
 from kinguin_streams.consumers.outbox import OutboxWriter
+from kinguin_streams.consumers.postgres import GaveWay
 from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
@@ -39,6 +40,9 @@ from kinguin_streams.consumers.state_rows import NO_REVISION, Changed, Overtaken
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 KEYS_AT_ONCE: Final = 2_500
+TRIES: Final = 4
+"""Of a batch: who has been overtaken takes locks, and who makes rows of new keys before locking others may meet somebody who does
+it the other way round (seen once in a replay of a million records beside its consumer)."""
 _NO_ROW: Final = (None, NO_REVISION)
 
 
@@ -169,10 +173,15 @@ class StateStore:
         Raises LostPartition, OperatorError("generation_replaced"), or one of consumers/database.py; nothing has happened
         then.
         """
-        try:
-            self._apply(batch, advances, lock=False)
-        except Overtaken:
-            self._apply(batch, advances, lock=True)
+        lock = False
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return self._apply(batch, advances, lock=lock)
+            except (Overtaken, GaveWay) as undone:
+                if not tries_left:
+                    raise
+                lock = lock or isinstance(undone, Overtaken)
+        return None
 
     def _apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance], *, lock: bool) -> None:
         with database.explained(self._settings), self._engine.begin() as connection:

@@ -197,7 +197,7 @@ def test_who_was_paused_within_a_transaction_does_it_again(settings: StateSettin
 
 
 def test_a_transaction_that_gives_way_to_another_is_done_again(settings: StateSettings, orders: StateStore) -> None:
-    """Not ours among themselves, which take their rows in one order: somebody with psql."""
+    """Somebody with psql here; of ours, one that makes rows of new keys and then locks others, and one that writes them in order."""
     orders.apply([], [advance(STATUS_TOPIC, None, 1), advance(STATUS_TOPIC, None, 1, partition=1)])
     further = [advance(STATUS_TOPIC, 1, 2), advance(STATUS_TOPIC, 1, 2, partition=1)]
     held = "SELECT 1 FROM projection_offset WHERE partition = {} FOR UPDATE"
@@ -209,11 +209,9 @@ def test_a_transaction_that_gives_way_to_another_is_done_again(settings: StateSe
             while not watching.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall():
                 time.sleep(0.01)
         other.execute(held.format(0))
-        with pytest.raises(OperatorError) as undone:
-            applying.result(30)
-        assert undone.value.code == "state_busy"
+        # That it got what ours had held shows that ours was undone.
         other.rollback()
-    orders.apply([], further)
+        applying.result(30)
     assert reader.stored_offsets(settings.url, "order-state") == {(STATUS_TOPIC, 0): 2, (STATUS_TOPIC, 1): 2}
 
 
