@@ -7,6 +7,7 @@ functions, and the offsets are Kafka's.
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Final, NamedTuple, Protocol
 
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart
@@ -190,7 +191,8 @@ class StateEffect:
         if self._thread is None:
             sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}-store")
-        transaction = self._thread.submit(self._store.apply, batch.received, advances)
+        # A fold divides by decimal's context, say: the same on both threads, or the size of its batch would decide.
+        transaction = self._thread.submit(copy_context().run, self._store.apply, batch.received, advances)
         self._in_hand = _InHand(transaction, batch.next_offsets, len(batch.received))
         return {}
 

@@ -1,5 +1,6 @@
 """A batch is stored while the next one is fetched and decoded: whatever changes meanwhile, each record is folded in once."""
 
+import decimal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -264,6 +265,37 @@ def test_a_record_that_waits_for_its_schema_does_so_beside_a_batch_in_hand() -> 
         driver.advance(120)
         driver.run()
         assert driver.folded == driver.all_records
+
+
+class Sum(msgspec.Struct, frozen=True):
+    """A third for every record, as exact as decimal's context says."""
+
+    thirds: decimal.Decimal = decimal.Decimal(0)
+
+
+SUMS = FoldProjection(
+    name="sums",
+    version=1,
+    events=("order.status",),
+    state_type=Sum,
+    key=order_key,
+    fold=lambda before, _: Sum((before or Sum()).thirds + decimal.Decimal(1) / 3),
+)
+
+
+@pytest.mark.parametrize("ahead_from", [None, 1])
+def test_a_fold_has_the_same_context_on_either_thread(ahead_from: int | None) -> None:
+    class SumDriver(ProjectionDriver[Sum]):
+        def _new_effect(self) -> tuple[StateEffect, StateStore | None]:
+            _, store = super()._new_effect()
+            assert store is not None
+            return StateEffect(SUMS, store, ahead_from=ahead_from), store
+
+    with decimal.localcontext(prec=50), SumDriver(SUMS) as driver:
+        driver.send(events.order_status(order_id="O1"))
+        driver.run()
+        driver.run()
+        assert str(driver.states().popitem()[1].thirds) == f"0.{'3' * 50}"
 
 
 Step = tuple[str, int]
