@@ -1,9 +1,9 @@
 """Statements of one transaction, given to the database by a thread while another works out the next ones."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +45,7 @@ class Beside:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="statements")
         self._failure: BaseException | None = None
+        self._last: Future[Any] | None = None
 
     def submit(self, call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> "Future[R]":
         """Return what will be the result."""
@@ -58,7 +59,8 @@ class Beside:
                 self._failure = error
                 raise
 
-        return self._thread.submit(made)
+        given = self._last = self._thread.submit(made)
+        return given
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +68,19 @@ class Beside:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Wait for the calls. Raises the error of the one that has failed, unless an error is under way."""
-        self._thread.shutdown(wait=True)
+        """Wait for the calls. Raises the error of the one that has failed, unless an error is under way.
+
+        Who is interrupted meanwhile waits for the call in hand, and no other is made: the transaction is undone next.
+        """
+        given = [] if self._last is None else [self._last]
+        try:
+            wait(given)
+        except BaseException as interrupt:
+            self._failure = interrupt
+            # Not by joining the thread: Python 3.11 takes one for ended once somebody was interrupted while joining it.
+            wait(given)
+            raise
+        finally:
+            self._thread.shutdown()
         if kind is None and self._failure is not None:
             raise self._failure

@@ -1,6 +1,8 @@
 """Calls on a thread of their own: in their order, and the first failure is the one that is told."""
 
+import signal
 import threading
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -66,3 +68,32 @@ def test_an_error_of_the_body_is_raised_once_the_calls_have_been_made() -> None:
     with pytest.raises(Consequence):
         failing()
     assert made == ["made"]
+
+
+def test_who_is_interrupted_while_waiting_still_waits_for_the_call_in_hand_and_no_other_is_made() -> None:
+    """A second Ctrl-C ends a replay at once: its connection is rolled back next, and nobody may be using it then."""
+    made: list[str] = []
+    waits = threading.Event()
+
+    def slow() -> None:
+        assert waits.wait(10)
+        time.sleep(0.1)  # by now the other thread waits for this one
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.2)
+        made.append("in hand")
+
+    def interrupted() -> None:
+        with Beside() as statements:
+            statements.submit(slow)
+            statements.submit(made.append, "after it")
+            waits.set()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert made == ["in hand"]
+        time.sleep(0.2)
+        assert made == ["in hand"]
+    finally:
+        signal.signal(signal.SIGINT, before)
