@@ -198,7 +198,7 @@ class RunningLoop(RunningInThread):
         )
         super().__init__(
             ConsumeLoop(
-                StateEffect(projection, self.store),
+                StateEffect(projection, self.store, ahead_from=1),
                 kafka=streams.kafka,
                 topics=streams.topics,
                 settings=ConsumerSettings(group_prefix=streams.prefix, **settings),
