@@ -213,8 +213,12 @@ class RunningLoop(RunningInThread):
         return reader.stored_offsets(self.state.url, self._projection.name)
 
     def catch_up(self, ends: dict[tuple[str, int], int]) -> None:
-        """Wait until every record below these ends has taken effect."""
-        self.wait_for(lambda: self.stored() == ends, f"offsets {ends}")
+        """Wait until every record below these ends has taken effect, and the loop knows it of its own partitions."""
+        self.wait_for(lambda: self.stored() == ends and self._knows(ends), f"offsets {ends}")
+
+    def _knows(self, ends: dict[tuple[str, int], int]) -> bool:
+        mine = dict(self.loop.next_offsets)
+        return all(mine[part] == end for part, end in ends.items() if part in mine)
 
     def stop(self) -> None:
         super().stop()
