@@ -15,6 +15,7 @@ from kinguin_streams.consumers.client import ConsumerClient
 from kinguin_streams.consumers.projection import Projection
 from kinguin_streams.consumers.source_changed import STATE_HINTS, SourceHints
 from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
+from kinguin_streams.schemas.codec import Unused
 from kinguin_streams.schemas.events import DeadLetter, EventName
 
 NO_LIMIT: Final = 2**31
@@ -66,6 +67,11 @@ class Effect(Protocol):
     @property
     def events(self) -> Sequence[EventName]:
         """What it reads, each from its own topic."""
+        ...
+
+    @property
+    def unused(self) -> Sequence[Unused]:
+        """Fields of the events that it never looks at."""
         ...
 
     @property
@@ -158,6 +164,7 @@ class StateEffect:
         """store: of the same projection. ahead_from: size of a batch that is large; None: none is."""
         self.name = projection.name
         self.events = projection.events
+        self.unused = projection.unused
         self._store = store
         self._ahead_from = ahead_from
         self._thread: ThreadPoolExecutor | None = None
@@ -175,6 +182,7 @@ class StateEffect:
 
     def take(self, batch: Batch, _messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
         """All of it or nothing. The order of these lines is the guarantee."""
+        by_key = self._store.by_key(batch.received)  # while the batch in hand is stored
         self.settle(work)
         for letter in batch.dead_letters:
             work.keep(letter)
@@ -185,14 +193,14 @@ class StateEffect:
         if not advances:
             return {}
         if self._ahead_from is None or len(batch.received) < self._ahead_from:
-            self._store.apply(batch.received, advances)
+            self._store.apply_by_key(by_key, advances)
             _say_done(batch.next_offsets, len(batch.received), work)
             return {}
         if self._thread is None:
             sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}-store")
         # A fold divides by decimal's context, say: the same on both threads, or the size of its batch would decide.
-        transaction = self._thread.submit(copy_context().run, self._store.apply, batch.received, advances)
+        transaction = self._thread.submit(copy_context().run, self._store.apply_by_key, by_key, advances)
         self._in_hand = _InHand(transaction, batch.next_offsets, len(batch.received))
         return {}
 

@@ -1,18 +1,14 @@
 """Deleting a state at somebody's wish, and heeding the wish when the state is made anew."""
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from kinguin_streams.consumers import database, outbox, tables
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK
 from kinguin_streams.consumers.generations import held_build, held_live, insert_into
-from kinguin_streams.consumers.projection import FoldProjection, Received, StateKey
+from kinguin_streams.consumers.projection import ByKey, FoldProjection, Received, StateKey
 from kinguin_streams.consumers.settings import StateSettings
-from kinguin_streams.schemas.events import Event
-
-E = TypeVar("E", bound=Event)
 
 
 def forget_state(settings: StateSettings, projection: FoldProjection[Any, Any], key: StateKey) -> bool:
@@ -39,28 +35,28 @@ def forget_state(settings: StateSettings, projection: FoldProjection[Any, Any], 
         engine.dispose()
 
 
-def not_forgotten(
-    connection: Connection, projection: FoldProjection[E, Any], batch: Sequence[Received[E]]
-) -> Sequence[Received[E]]:
+def not_forgotten(connection: Connection, projection: str, by_key: ByKey) -> ByKey:
     """Return a batch without what was received before its key was forgotten.
 
     By the events' receivedAt: it stays the same in files, copies and other clusters, where offsets and record times do not.
     """
-    if not batch:
-        return batch
+    if not by_key:
+        return by_key
     table = tables.projection_forgotten
-    oldest_ms = min(received.event.received_at_ms for received in batch)
+    oldest_ms = min(received.event.received_at_ms for its in by_key.values() for received in its)
     later = select(table.c.store, table.c.id, table.c.forgotten_at_ms).where(
-        table.c.projection == projection.name, table.c.forgotten_at_ms >= oldest_ms
+        table.c.projection == projection, table.c.forgotten_at_ms >= oldest_ms
     )
     forgotten = {StateKey(store, id_): at_ms for store, id_, at_ms in connection.execute(later)}
     if not forgotten:
-        return batch
-    return [
-        received
-        for received in batch
-        if (at_ms := forgotten.get(projection.key(received.event))) is None or received.event.received_at_ms > at_ms
-    ]
+        return by_key
+    return {key: left for key, its in by_key.items() if (left := _after(forgotten.get(key), its))}
+
+
+def _after(forgotten_at_ms: int | None, its: list[Received[Any]]) -> list[Received[Any]]:
+    if forgotten_at_ms is None:
+        return its
+    return [received for received in its if received.event.received_at_ms > forgotten_at_ms]
 
 
 def _note(connection: Connection, projection: str, key: StateKey, at_ms: int) -> None:

@@ -70,6 +70,7 @@ class HandlerEffect:
     offsets_are_kafkas: Final = True
     most_records: Final = MAX_BATCH
     wants_messages: Final = True
+    unused: Final = ()
     skipped_hint: Final = (
         "Retention has deleted records that this consumer has not handled. To go on with what is left, move the group to "
         "the earliest offset (`kinguin-streams replay group`), and give the topic a longer retention."

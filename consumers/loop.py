@@ -99,7 +99,7 @@ class ConsumeLoop:
         self._traces = traces
         self._topics = topics
         self._settings = settings
-        self._decoder = decoder
+        self._decoder = decoder.without(effect.unused)
         self._encoder = encoder
         self._publisher = publisher
         self._log = log.bind(consumer=effect.name)

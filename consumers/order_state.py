@@ -154,6 +154,7 @@ ORDER_STATE = FoldProjection(
     fold=fold,
     derived="order.state",
     facts=without_evidence,
+    unused=("event_id", "raw"),
 )
 
 

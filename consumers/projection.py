@@ -7,11 +7,13 @@ the sender promises neither, and a partition is read again from the last stored 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 import msgspec
 
+from kinguin_streams.schemas.codec import Unused
 from kinguin_streams.schemas.events import DerivedName, Event, EventName
+from kinguin_streams.telemetry.operator_error import OperatorError
 
 E = TypeVar("E", bound=Event)
 S = TypeVar("S", bound=msgspec.Struct)
@@ -40,6 +42,10 @@ class Received(msgspec.Struct, Generic[E], frozen=True, gc=False):
     """The record's own time: when the ingress received the event."""
 
 
+ByKey = dict[StateKey, list[Received[Any]]]
+"""Events by the key of their state: the keys in order, each key's events as they came."""
+
+
 def _all_of_it(state: Any) -> Any:
     return state
 
@@ -58,6 +64,7 @@ class FoldProjection(Generic[E, S]):
     derived: the topic that tells each key's newest state, if there is one; consumers/derived_records.py says how.
     facts: what of a state is the same for any order and copy of the events, for comparing one make of it with another:
         all of it, unless it also keeps where an event was seen.
+    unused: fields of the events that neither key nor fold looks at; they are msgspec.UNSET then. A batch takes less memory.
     """
 
     name: str
@@ -68,6 +75,11 @@ class FoldProjection(Generic[E, S]):
     fold: Callable[[S | None, Received[E]], S]
     derived: DerivedName | None = None
     facts: Callable[[S], Any] = _all_of_it
+    unused: tuple[Unused, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises OperatorError("projection_unused") for a field that cannot be left out."""
+        _check_can_be_left_out(self.name, self.unused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +91,7 @@ class RowsProjection(Generic[E]):
         kept, and it is set aside only if all of them were.
     row: the columns of an event but `generation`. Pure.
     derived: as of FoldProjection. A state's key is the event's store and record key.
+    unused: as of FoldProjection, of what `row` does not look at.
     """
 
     name: str
@@ -87,6 +100,22 @@ class RowsProjection(Generic[E]):
     table: str
     row: Callable[[Received[E]], Mapping[str, Any]]
     derived: DerivedName | None = None
+    unused: tuple[Unused, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises OperatorError("projection_unused") for a field that cannot be left out."""
+        _check_can_be_left_out(self.name, self.unused)
+
+
+def _check_can_be_left_out(name: str, unused: tuple[str, ...]) -> None:
+    known = get_args(Unused)
+    for field in unused:
+        if field not in known:
+            raise OperatorError(
+                "projection_unused",
+                f"{name} says that it does without {field!r}, which cannot be left out.",
+                f"unused takes {' and '.join(map(repr, known))}, as in unused=({known[-1]!r},).",
+            )
 
 
 Projection = FoldProjection[Any, Any] | RowsProjection[Any]

@@ -5,7 +5,7 @@ finds another offset there than the one it read, and its transaction is undone.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
@@ -33,10 +33,18 @@ from kinguin_streams.consumers.in_order import AtOnce, Beside
 from kinguin_streams.consumers.live_rows import LANE, not_lane
 from kinguin_streams.consumers.outbox import OutboxWriter
 from kinguin_streams.consumers.postgres import GaveWay
-from kinguin_streams.consumers.projection import FoldProjection, Projection, Received, RowsProjection, StateKey
+from kinguin_streams.consumers.projection import (
+    ByKey,
+    FoldProjection,
+    Projection,
+    Received,
+    RowsProjection,
+    StateKey,
+)
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.source_changed import REBUILD_HINT, cluster_changed, topic_replaced
 from kinguin_streams.consumers.state_rows import NO_REVISION, Changed, Overtaken, StateRows, Stored, state_rows
+from kinguin_streams.schemas.events import Event
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 KEYS_AT_ONCE: Final = 2_500
@@ -109,7 +117,9 @@ class StateStore:
         # Nobody is told of a state that is not live yet; the swap queues what differs.
         is_told = projection.derived is not None and build is None
         self._writer: _FoldWriter | _RowsWriter
+        self._key_of: Callable[[Any], StateKey]
         if isinstance(projection, FoldProjection):
+            self._key_of = projection.key
             self._writer = _FoldWriter(
                 projection,
                 state_rows(dialect, projection.name, self._generation, projection.state_type),
@@ -117,6 +127,7 @@ class StateStore:
                 is_build=build is not None,
             )
         else:
+            self._key_of = _record_key
             outbox = OutboxWriter(projection.name, self._generation, dialect) if is_told else None
             self._writer = _RowsWriter(projection, self._generation, dialect, outbox)
 
@@ -167,7 +178,23 @@ class StateStore:
         with database.explained(self._settings), self._engine.begin() as connection:
             connection.execute(delete(table).where(mine))
 
+    def by_key(self, batch: Sequence[Received[Any]]) -> ByKey:
+        """Return a batch by the keys of its states. Asks nobody."""
+        key_of = self._key_of
+        by_key: ByKey = {}
+        for received in batch:
+            key = key_of(received.event)
+            if (its := by_key.get(key)) is None:
+                by_key[key] = [received]
+            else:
+                its.append(received)
+        return {key: by_key[key] for key in sorted(by_key)}
+
     def apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance]) -> None:
+        """Let a batch take effect, and move its partitions' offsets. Raises as `apply_by_key` does."""
+        self.apply_by_key(self.by_key(batch), advances)
+
+    def apply_by_key(self, batch: ByKey, advances: Sequence[Advance]) -> None:
         """Let a batch take effect, and move its partitions' offsets: both or neither, and only once.
 
         Raises LostPartition, OperatorError("generation_replaced"), or one of consumers/database.py; nothing has happened
@@ -183,7 +210,7 @@ class StateStore:
                 lock = lock or isinstance(undone, Overtaken)
         return None
 
-    def _apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance], *, lock: bool) -> None:
+    def _apply(self, batch: ByKey, advances: Sequence[Advance], *, lock: bool) -> None:
         with database.explained(self._settings), self._engine.begin() as connection:
             if connection.execute(self._is_mine).first() is None:
                 raise _replaced(self._projection, self._generation)
@@ -217,25 +244,16 @@ class _FoldWriter:
     def __init__(self, projection: FoldProjection[Any, Any], rows: StateRows, *, is_told: bool, is_build: bool) -> None:
         self._projection = projection
         self._is_build = is_build
-        self._key = projection.key
         self._fold = projection.fold
         self._is_told = is_told
         self._rows = rows
         self._encode = msgspec.json.Encoder().encode
 
-    def write(self, connection: Connection, batch: Sequence[Received[Any]], *, lock: bool) -> None:
+    def write(self, connection: Connection, by_key: ByKey, *, lock: bool) -> None:
         """lock: keep others from the rows between reading and writing them. Raises Overtaken without."""
         if self._is_build:
-            batch = not_forgotten(connection, self._projection, batch)
-        key_of = self._key
-        by_key: dict[StateKey, list[Received[Any]]] = {}
-        for received in batch:
-            key = key_of(received.event)
-            if (its := by_key.get(key)) is None:
-                by_key[key] = [received]
-            else:
-                its.append(received)
-        keys = sorted(by_key)
+            by_key = not_forgotten(connection, self._projection.name, by_key)
+        keys = list(by_key)
         # Some at a time: of a large batch, all states together would take more memory than all of its records.
         slices = [keys[start : start + KEYS_AT_ONCE] for start in range(0, len(keys), KEYS_AT_ONCE)]
         queued: list[tuple[StateKey, int]] = []
@@ -255,9 +273,7 @@ class _FoldWriter:
             if queued and self._is_told:
                 statements.submit(self._rows.queue, connection, queued)
 
-    def _folded(
-        self, keys: Sequence[StateKey], stored: Stored, by_key: Mapping[StateKey, Sequence[Received[Any]]]
-    ) -> Changed:
+    def _folded(self, keys: Sequence[StateKey], stored: Stored, by_key: ByKey) -> Changed:
         fold, encode = self._fold, self._encode
         changed: Changed = []
         for key in keys:
@@ -286,16 +302,19 @@ class _RowsWriter:
         self._table = tables.metadata.tables[projection.table]
         self._upsert = _keep_smallest_position(self._table, dialect)
 
-    def write(self, connection: Connection, batch: Sequence[Received[Any]], *, lock: bool) -> None:  # noqa: ARG002
+    def write(self, connection: Connection, by_key: ByKey, *, lock: bool) -> None:  # noqa: ARG002
         """lock: there is nothing to lock, since nothing is read before it is written."""
-        rows = [{"generation": self._generation, **self._row(received)} for received in batch]
+        rows = [{"generation": self._generation, **self._row(received)} for its in by_key.values() for received in its]
         if rows:
             key_columns = [column.name for column in self._table.primary_key]
             rows.sort(key=lambda row: [row[column] for column in key_columns])
             connection.execute(self._upsert, rows)
             if self._outbox is not None:
-                keys = {StateKey(received.event.store, received.event.key) for received in batch}
-                self._outbox.count_and_queue(connection, sorted(keys))
+                self._outbox.count_and_queue(connection, list(by_key))
+
+
+def _record_key(event: Event) -> StateKey:
+    return StateKey(event.store, event.key)
 
 
 def _keep_smallest_position(table: Table, dialect: str) -> Any:

@@ -42,7 +42,7 @@ class ConsumerTarget:
     ) -> None:
         """keep: returns once a dead letter is in Kafka. store: a projection's. close: called at the end."""
         self._effect = effect
-        self._decoder = decoder
+        self._decoder = decoder.without(effect.unused)
         self._expected = expected
         self._keep = keep
         self._watch = watch

@@ -104,7 +104,7 @@ class Rebuild:
         """
         self._projection = projection
         self._state = state
-        self._decoder = decoder
+        self._decoder = decoder.without(projection.unused)
         self._expected = expected
         self._identity = identity
         self._windows = windows

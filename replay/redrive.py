@@ -188,7 +188,7 @@ class ProjectionRedriver:
         self, projection: Projection, store: StateStore, *, decoder: Decoder, expected: Mapping[str, RecordName]
     ) -> None:
         self._projection, self._store = projection, store
-        self._decoder, self._expected = decoder, expected
+        self._decoder, self._expected = decoder.without(projection.unused), expected
 
     def redrive(self, found: Found) -> str | None:
         """Return None once the state has it, or why not."""

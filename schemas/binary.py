@@ -203,6 +203,28 @@ def _write_bytes(value: bytes) -> bytes:
     return (_SHORT_LENGTHS[length] if length < len(_SHORT_LENGTHS) else _write_long(length)) + value
 
 
+_MOST_WORDS = 1024
+_words: dict[bytes, str] = {}
+
+
+def _read_word(data: bytes, at: int) -> tuple[str, int]:
+    # Short ones only: what is remembered is 64 KiB of text at most, whatever is sent.
+    length = data[at]
+    if length & 0x81:
+        return _read_string(data, at)
+    end = at + 1 + (length >> 1)
+    wire = data[at + 1 : end]
+    word = _words.get(wire)
+    if word is None:
+        word, end = _read_string(data, at)
+        if len(_words) == _MOST_WORDS:
+            _words.clear()
+        _words[wire] = word
+    elif end > len(data):
+        raise IndexError("text that ends before its length says so")
+    return word, end
+
+
 def _write_string(value: str) -> bytes:
     return _write_bytes(value.encode())
 
@@ -278,3 +300,5 @@ _PRIMITIVES: dict[str, Coding] = {
     "bytes": Coding(_read_bytes, _write_bytes),
     "string": Coding(_read_string, _write_string),
 }
+WORD = Coding(_read_word, _write_string)
+"""A string that is one of a few for most records: they share it, instead of 57 bytes or more for each."""

@@ -57,7 +57,7 @@ def source(catalogue: SchemaCatalogue) -> str:
 def _class(catalogue: SchemaCatalogue, record: RecordName) -> Iterator[str]:
     schemas = {schema.version: msgspec.json.decode(schema.text) for schema in catalogue.versions(record)}
     newest = schemas[max(schemas)]
-    yield f"class {newest['name']}Fields(msgspec.Struct, frozen=True, kw_only=True):\n"
+    yield f"class {newest['name']}Fields(msgspec.Struct, frozen=True, kw_only=True, gc=False):\n"
     yield f'    """{newest["doc"]}"""\n\n'
     for field in _fields(schemas):
         default = _default(field, len(schemas))

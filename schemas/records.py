@@ -12,7 +12,7 @@ import msgspec
 from kinguin_streams.schemas.names import EventId, StoreName
 
 
-class ProductUpdateFields(msgspec.Struct, frozen=True, kw_only=True):
+class ProductUpdateFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Webhook product.update, as documented from 2024-05: the price is gone, and qty is counted over the cheapest offers."""
 
     event_id: EventId
@@ -41,7 +41,7 @@ class ProductUpdateFields(msgspec.Struct, frozen=True, kw_only=True):
     """The request body, byte for byte as received: nothing the sender adds is lost before a schema knows it."""
 
 
-class OrderStatusFields(msgspec.Struct, frozen=True, kw_only=True):
+class OrderStatusFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Webhook order.status, as documented from 2021-03."""
 
     event_id: EventId
@@ -62,7 +62,7 @@ class OrderStatusFields(msgspec.Struct, frozen=True, kw_only=True):
     """The request body, byte for byte as received: nothing the sender adds is lost before a schema knows it."""
 
 
-class OrderCompleteFields(msgspec.Struct, frozen=True, kw_only=True):
+class OrderCompleteFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Webhook order.complete, as documented from 2021-03 and deprecated in 2024-06. The same fact as order.status with status completed."""
 
     event_id: EventId
@@ -81,7 +81,7 @@ class OrderCompleteFields(msgspec.Struct, frozen=True, kw_only=True):
     """The request body, byte for byte as received: nothing the sender adds is lost before a schema knows it."""
 
 
-class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the ingress could not validate, or a consumer could not process. Immutable."""
 
     dead_letter_id: str
@@ -120,7 +120,7 @@ class DeadLetterFields(msgspec.Struct, frozen=True, kw_only=True):
     """Its timestamp."""
 
 
-class DeadLetterTrailFields(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterTrailFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What has become of a dead letter. The newest record of an id counts; the dead letter itself is never changed."""
 
     dead_letter_id: str
@@ -135,7 +135,7 @@ class DeadLetterTrailFields(msgspec.Struct, frozen=True, kw_only=True):
     """Its last steps, at most 20, oldest first."""
 
 
-class OrderStateFields(msgspec.Struct, frozen=True, kw_only=True):
+class OrderStateFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of an order after all its webhooks so far. The greatest (generation, revision) of a key counts; a tombstone says that the order was forgotten."""
 
     store: StoreName
@@ -170,7 +170,7 @@ class OrderStateFields(msgspec.Struct, frozen=True, kw_only=True):
     """True if there were more of them than are kept."""
 
 
-class ProductStateFields(msgspec.Struct, frozen=True, kw_only=True):
+class ProductStateFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of a product after all its webhooks so far. The greatest (generation, revision) of a key counts."""
 
     store: StoreName

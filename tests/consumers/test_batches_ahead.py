@@ -122,18 +122,18 @@ def send(driver: AheadDriver, count: int, first: int = 0) -> None:
 @contextmanager
 def held_back(store: StateStore) -> Iterator[threading.Event]:
     """Let transactions begin only once the event is set."""
-    gate, apply = threading.Event(), store.apply
+    gate, apply = threading.Event(), store.apply_by_key
 
     def waiting(batch: Any, advances: list[Advance]) -> None:
         assert gate.wait(30)
         apply(batch, advances)
 
-    store.apply = waiting  # type: ignore[method-assign, assignment]
+    store.apply_by_key = waiting  # type: ignore[method-assign, assignment]
     try:
         yield gate
     finally:
         gate.set()
-        store.apply = apply  # type: ignore[method-assign]
+        store.apply_by_key = apply  # type: ignore[method-assign]
 
 
 def test_the_next_batch_is_fetched_while_one_is_stored_and_nothing_is_done_before_its_transaction(
@@ -194,17 +194,17 @@ def test_a_batch_in_hand_that_the_database_did_not_take_is_read_again_with_what_
 ) -> None:
     send(driver, 20)
     driver.run(at_most=0)
-    apply = driver.stores[0].apply
+    apply = driver.stores[0].apply_by_key
 
     def away(*_: Any) -> None:
         raise OperatorError(code, "It does not answer.", "Wait.")
 
-    driver.stores[0].apply = away  # type: ignore[method-assign, assignment]
+    driver.stores[0].apply_by_key = away  # type: ignore[method-assign, assignment]
     driver.turn()
     driver.turn()
     assert driver.loop.waits_for_database
     assert (driver.loop.applied, driver.offsets()) == (0, {})
-    driver.stores[0].apply = apply  # type: ignore[method-assign]
+    driver.stores[0].apply_by_key = apply  # type: ignore[method-assign]
     driver.clock.advance(60)
     driver.run()
     assert driver.loop.applied == 20
@@ -218,7 +218,7 @@ def test_what_stops_a_consumer_stops_it_also_when_it_comes_from_the_batch_in_han
     def refused(*_: Any) -> None:
         raise OperatorError("state_disk_full", "The disk is full.", "Make room.")
 
-    driver.stores[0].apply = refused  # type: ignore[method-assign, assignment]
+    driver.stores[0].apply_by_key = refused  # type: ignore[method-assign, assignment]
     driver.turn()
     with pytest.raises(OperatorError, match="The disk is full"):
         driver.turn()
@@ -340,13 +340,13 @@ def test_whatever_happens_each_record_is_folded_in_once(steps: list[Step]) -> No
 
 def _fail_once(store: StateStore | None) -> None:
     assert store is not None
-    apply = StateStore.apply.__get__(store)
+    apply = StateStore.apply_by_key.__get__(store)
 
     def away(*_: Any) -> None:
-        store.apply = apply  # type: ignore[method-assign]
+        store.apply_by_key = apply  # type: ignore[method-assign]
         raise OperatorError("state_away", "It does not answer.", "Wait.")
 
-    store.apply = away  # type: ignore[method-assign, assignment]
+    store.apply_by_key = away  # type: ignore[method-assign, assignment]
 
 
 def test_the_batches_of_one_effect_are_stored_in_their_order(driver: AheadDriver) -> None:

@@ -72,15 +72,15 @@ def test_whether_the_last_transaction_was_committed_is_asked_when_the_database_i
 ) -> None:
     """The line may break after COMMIT was sent and before its answer came."""
     with running_loop(streams, tmp_path, **QUICK) as running:
-        apply = running.store.apply
+        apply = running.store.apply_by_key
 
         def break_the_line(*batch: object) -> None:
-            monkeypatch.setattr(running.store, "apply", apply)
+            monkeypatch.setattr(running.store, "apply_by_key", apply)
             if was_committed:
                 apply(*batch)  # type: ignore[arg-type]
             raise OperatorError("state_away", "The line is broken.", "")
 
-        monkeypatch.setattr(running.store, "apply", break_the_line)
+        monkeypatch.setattr(running.store, "apply_by_key", break_the_line)
         streams.write(*(order_status("processing", order_id=f"O{n}") for n in range(50)))
         running.catch_up(streams.ends("order.status"))
     assert reader.orders_by_status(running.state.url) == {"processing": 50}

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from kinguin_streams.consumers.order_state import ORDER_STATE, OrderState, status
+from kinguin_streams.consumers.order_state import ORDER_STATE, OrderState, order_key, status
 from kinguin_streams.consumers.product_changes import PRODUCT_CHANGES
-from kinguin_streams.consumers.projection import StateKey
+from kinguin_streams.consumers.projection import FoldProjection, StateKey
 from kinguin_streams.consumers.settings import StateSettings
 from kinguin_streams.consumers.testing import ProjectionDriver, events
 from kinguin_streams.ingress.payloads import read_event
-from kinguin_streams.schemas.events import Event, EventName, StoreName
+from kinguin_streams.schemas.events import Event, EventName, OrderStatus, StoreName
 from kinguin_streams.schemas.versions import shipped
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -300,6 +300,39 @@ def test_what_a_driver_has_made_is_gone_at_its_end(tmp_path: Path, monkeypatch: 
         driver.run()
         assert list(tmp_path.iterdir()) != []
     assert list(tmp_path.iterdir()) == []
+
+
+class Bodies(msgspec.Struct, frozen=True):
+    """What a fold was given as body."""
+
+    seen: tuple[str, ...] = ()
+
+
+def bodies(*unused: Any) -> FoldProjection[OrderStatus, Bodies]:
+    return FoldProjection(
+        name="bodies",
+        version=1,
+        events=("order.status",),
+        state_type=Bodies,
+        key=order_key,
+        fold=lambda before, received: Bodies((*(before or Bodies()).seen, str(received.event.raw))),
+        unused=unused,
+    )
+
+
+def test_a_fold_is_not_given_what_it_says_it_does_without() -> None:
+    for projection, seen in ((bodies(), str(events.order_status().raw)), (bodies("raw"), "UNSET")):
+        with ProjectionDriver(projection) as driver:
+            driver.send(events.order_status())
+            driver.run()
+            assert [state.seen for state in driver.states().values()] == [(seen,)]
+
+
+def test_only_what_nobody_else_needs_can_be_left_out() -> None:
+    with pytest.raises(
+        OperatorError, match=r"bodies says that it does without 'store'.* unused takes 'event_id' and 'raw'"
+    ):
+        bodies("raw", "store")
 
 
 def test_a_store_name_is_one_of_the_contract() -> None:

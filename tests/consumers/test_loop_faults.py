@@ -71,7 +71,7 @@ def test_a_kafka_that_is_away_while_the_database_is_waited_for_is_waited_for_too
     driver.send(events.order_status())
     driver.run(at_most=0)
     with monkeypatch.context() as patch:
-        patch.setattr(driver.process.store, "apply", away("state_away"))
+        patch.setattr(driver.process.store, "apply_by_key", away("state_away"))
         driver.turn()
         assert driver.loop.waits_for_database
         patch.setattr(driver.loop._member._identity, "ask", away("kafka_unreachable"))
@@ -92,7 +92,7 @@ def test_a_topic_that_is_gone_while_the_database_is_waited_for_ends_the_consumer
 ) -> None:
     driver.send(events.order_status())
     driver.run(at_most=0)
-    monkeypatch.setattr(driver.process.store, "apply", away("state_away"))
+    monkeypatch.setattr(driver.process.store, "apply_by_key", away("state_away"))
     driver.turn()
     monkeypatch.setattr(driver.loop._member._identity, "ask", away("topic_missing"))
     monkeypatch.setattr(driver.loop._member._identity, "watch", lambda: None)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinguin_streams.schemas.binary import NotCanonical, UnsupportedType, coding
+from kinguin_streams.schemas.binary import WORD, NotCanonical, UnsupportedType, coding
 
 INSTANT = {"type": "long", "logicalType": "timestamp-millis"}
 MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 18, "scale": 6}
@@ -84,6 +85,30 @@ def test_what_a_reader_takes_is_what_a_writer_writes(data: st.DataObject) -> Non
         return
     assert end <= len(ours)
     assert coding(kind).write(value) == ours[:end]
+
+
+@settings(max_examples=600, deadline=None)
+@given(data=st.binary(max_size=70) | texts.map(coding("string").write), cut=st.integers(0, 3))
+def test_a_word_is_read_as_any_string(data: bytes, cut: int) -> None:
+    def result(read: Any, data: bytes) -> Any:
+        try:
+            return read(data, 0)
+        except (IndexError, ValueError) as error:
+            return type(error)
+
+    for some in (data, data, data[: len(data) - cut]):
+        assert result(WORD.read, some) == result(coding("string").read, some)
+
+
+def test_words_are_remembered_up_to_a_limit() -> None:
+    """Whoever sends another status each time fills no memory."""
+    written = [WORD.write(f"{number:060}") for number in range(5_000)]
+    tracemalloc.start()
+    for data in written:
+        WORD.read(data, 0)
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 400_000
 
 
 @pytest.mark.parametrize("number", [0, 2**34 - 1, 2**34, 1_615_204_800_123, 2**41 - 1, 2**41, -1, -(2**63), 2**63 - 1])

@@ -6,6 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from kinguin_streams.schemas.codec import (
 from kinguin_streams.schemas.events import (
     DeadLetter,
     DeadLetterTrail,
+    Event,
     EventId,
     OrderComplete,
     OrderStateRecord,
@@ -454,6 +456,37 @@ def test_hostile_bytes_cost_no_more_than_their_length(hostile: tuple[RecordName,
         tracemalloc.stop()
     assert took_s < 15
     assert peak_bytes < 300 * len(value)
+
+
+# Fields that a reader does without
+
+
+@pytest.mark.parametrize("golden", GOLDEN)
+def test_a_reader_may_do_without_some_fields_and_refuses_what_it_refused(golden: Path) -> None:
+    value = golden.read_bytes()
+    whole, decode = Decoder().decode(value), Decoder().without(["raw", "event_id"]).decode
+    left_out = {name: msgspec.UNSET for name in ("raw", "event_id") if hasattr(whole, name)}
+    assert bool(left_out) == isinstance(whole, Event)
+    assert msgspec.structs.asdict(decode(value)) == {**msgspec.structs.asdict(whole), **left_out}
+    for damaged in (value[:-1], value + b"x"):
+        with pytest.raises(UndecodableRecord):
+            decode(damaged)
+
+
+def test_a_field_that_is_left_out_is_still_to_be_text() -> None:
+    value = Encoder().encode(ORDER)
+    damaged = value.replace(ORDER.event_id.encode(), b"\xff" * len(ORDER.event_id))
+    with pytest.raises(UndecodableRecord, match="malformed"):
+        Decoder().without(["event_id"]).decode(damaged)
+
+
+def test_events_of_one_store_share_its_name() -> None:
+    """And their status: a batch of 100,000 would hold 11 MB of the same two words."""
+    first, second = (Decoder().decode(Encoder().encode(ORDER)) for _ in range(2))
+    assert isinstance(first, OrderStatus)
+    assert isinstance(second, OrderStatus)
+    assert first.store is second.store
+    assert first.status is second.status
 
 
 def _refusal(value: bytes | None) -> str:
