@@ -8,6 +8,7 @@ program reads all of it from the start, in a process of its own, the programs in
   decode          the same and fastavro's schemaless_reader, times as integers: the reference
   sqlite          the real loop: strict decoding, facts with their evidence, outbox and offsets in SQLite (WAL, FULL)
   postgres        the same in PostgreSQL, whose own CPU time is a column of its own
+  postgres-2      the same by two processes of one consumer, whose memory is added up
   kafka-streams   the same facts with their evidence, in RocksDB with a changelog topic, two threads (Java; Maven)
   quix            the same with Quix Streams (uv)
 The clock of each starts when it has its partitions, that of quix with its first record. `--limit` ends what is slower: its
@@ -18,6 +19,7 @@ beside too much other work is repeated. Quote the ratios.
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -54,8 +56,10 @@ from kinguin_streams.telemetry.traces import PassedOn
 HERE = Path(__file__).parent
 PEERS_FOLDER = HERE / "peers"
 TOPIC = "kinguin.order.status"
-PEERS = ("consume", "decode", "sqlite", "postgres", "kafka-streams", "quix")
-OURS = ("sqlite", "postgres")
+PARTITIONS = 6
+OURS = {"sqlite": 1, "postgres": 1, "postgres-2": 2}
+"""Processes of each."""
+PEERS = ("consume", "decode", *OURS, "kafka-streams", "quix")
 STATUSES = ("processing", "completed", "canceled", "refunded")
 START_MS = 1_790_000_000_000
 BATCH_RECORDS = 10_000
@@ -169,9 +173,22 @@ def _schema() -> str:
     return json.dumps(without_logical_types(json.loads(shipped().newest("order.status").text)))
 
 
-def run_order_state(bootstrap_servers: str, records: int, state_url: str) -> dict[str, float]:
-    """Run the real loop until everything has taken effect."""
-    from kinguin_streams.consumers import reader
+class Told:
+    """What the processes of a consumer and the one that measures them tell each other."""
+
+    def __init__(self, processes: int) -> None:
+        self.assigned = multiprocessing.Array("q", processes)
+        """Partitions of each process."""
+        self.applied = multiprocessing.Array("q", processes)
+        """Records of each that have taken effect."""
+        self.begun, self.done = multiprocessing.Event(), multiprocessing.Event()
+        self.cpu_s = multiprocessing.Array("d", processes)
+        """CPU time of each between the two."""
+        self.peak_mib = multiprocessing.Array("d", processes)
+
+
+def consume_order_state(told: Told, number: int, bootstrap_servers: str, state_url: str, group: str) -> None:
+    """Run the real loop until it is told that it is done."""
     from kinguin_streams.consumers.effect import AHEAD_FROM_RECORDS, StateEffect
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.consumers.order_state import ORDER_STATE
@@ -183,27 +200,59 @@ def run_order_state(bootstrap_servers: str, records: int, state_url: str) -> dic
         StateEffect(ORDER_STATE, store, ahead_from=AHEAD_FROM_RECORDS),
         kafka=KafkaSettings(bootstrap_servers=bootstrap_servers),
         topics=topics(),
-        settings=ConsumerSettings(group_prefix=f"bench-{time.time_ns()}"),
+        settings=ConsumerSettings(group_prefix=group),
         decoder=Decoder(),
         encoder=Encoder(),
         publisher=Mock(),  # for dead letters, of which there are none
         traces=PassedOn(),
     )
-    clock, rows = Clock(), []
 
     def watch() -> None:
-        while not loop.assigned:
+        while not told.begun.is_set():
+            told.assigned[number], told.applied[number] = len(loop.assigned), loop.applied
             time.sleep(0.005)
-        clock.start()
-        while loop.applied < records:
+        clock = Clock()
+        while not told.done.is_set():
+            told.applied[number] = loop.applied
             time.sleep(0.005)
-        rows.append(clock.row(loop.applied))
+        row = clock.row(1)
+        told.cpu_s[number], told.peak_mib[number] = row["cpu_us_per_record"] / 1e6, row["peak_mib"]
         loop.stop()
 
-    threading.Thread(target=watch, daemon=True).start()
+    watching = threading.Thread(target=watch)
+    watching.start()
     loop.run()
+    watching.join()
     store.close()
-    return {**rows[0], "orders": sum(reader.orders_by_status(state_url).values())}
+
+
+def run_order_state(bootstrap_servers: str, records: int, state_url: str, processes: int) -> dict[str, float]:
+    """Run so many processes of one consumer until everything has taken effect.
+
+    The clock starts when each has partitions. What the first one has done until then is not counted.
+    """
+    from kinguin_streams.consumers import reader
+
+    told, group = Told(processes), f"bench-{time.time_ns()}"
+    running = [
+        multiprocessing.Process(target=consume_order_state, args=(told, number, bootstrap_servers, state_url, group))
+        for number in range(processes)
+    ]
+    for each in running:
+        each.start()
+    while not (all(told.assigned[:]) and sum(told.assigned[:]) == PARTITIONS):
+        time.sleep(0.005)
+    before, clock = sum(told.applied[:]), Clock()
+    told.begun.set()
+    while sum(told.applied[:]) < records:
+        time.sleep(0.005)
+    row = clock.row(records - before)
+    told.done.set()
+    for each in running:
+        each.join()
+    row["cpu_us_per_record"] = sum(told.cpu_s[:]) / row["records"] * 1e6
+    row["peak_mib"] = sum(told.peak_mib[:])
+    return {**row, "orders": sum(reader.orders_by_status(state_url).values())}
 
 
 # What runs them
@@ -290,7 +339,7 @@ def measure(
         row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         row["records_per_s"] = row["records"] / row["seconds"]
         row["kafka_us_per_record"] = used[1] / row["records"] * 1e6
-        row["database_us_per_record"] = used[3] / row["records"] * 1e6 if name == "postgres" else 0.0
+        row["database_us_per_record"] = used[3] / row["records"] * 1e6 if name.startswith("postgres") else 0.0
         row["foreign_cores"] = (used[0] - sum(used[1:])) / took_s
         if best is None or row["foreign_cores"] < best["foreign_cores"]:
             best = row
@@ -313,7 +362,7 @@ def available(names: Sequence[str], server: Postgres | None) -> list[str]:
         try:
             if name in checks:
                 checks[name]()
-            if name == "postgres" and server is None:
+            if name.startswith("postgres") and server is None:
                 continue
         except Unavailable as why:
             say(f"skipped {name}: {why}")
@@ -355,7 +404,7 @@ def main() -> None:
     if options.peer:
         row: dict[str, Any]
         if options.peer in OURS:
-            row = run_order_state(options.bootstrap_servers, options.records, options.state_url)
+            row = run_order_state(options.bootstrap_servers, options.records, options.state_url, OURS[options.peer])
         else:
             row = run_reference(options.bootstrap_servers, options.records, decode=options.peer == "decode")
         print(json.dumps(row))
@@ -365,7 +414,7 @@ def main() -> None:
     with ExitStack() as stack:
         kafka = stack.enter_context(broker())
         server = None
-        if "postgres" in names:
+        if any(name.startswith("postgres") for name in names):
             try:
                 server = stack.enter_context(postgres())
             except NoPostgres as why:
