@@ -43,14 +43,14 @@ def not_forgotten(connection: Connection, projection: str, by_key: ByKey) -> ByK
     if not by_key:
         return by_key
     table = tables.projection_forgotten
-    oldest_ms = min(received.event.received_at_ms for its in by_key.values() for received in its)
+    oldest_ms = min(received.event.received_at_ms for _, its in by_key for received in its)
     later = select(table.c.store, table.c.id, table.c.forgotten_at_ms).where(
         table.c.projection == projection, table.c.forgotten_at_ms >= oldest_ms
     )
     forgotten = {StateKey(store, id_): at_ms for store, id_, at_ms in connection.execute(later)}
     if not forgotten:
         return by_key
-    return {key: left for key, its in by_key.items() if (left := _after(forgotten.get(key), its))}
+    return [(key, left) for key, its in by_key if (left := _after(forgotten.get(key), its))]
 
 
 def _after(forgotten_at_ms: int | None, its: list[Received[Any]]) -> list[Received[Any]]:

@@ -42,8 +42,8 @@ class Received(msgspec.Struct, Generic[E], frozen=True, gc=False):
     """The record's own time: when the ingress received the event."""
 
 
-ByKey = dict[StateKey, list[Received[Any]]]
-"""Events by the key of their state: the keys in order, each key's events as they came."""
+ByKey = list[tuple[StateKey, list[Received[Any]]]]
+"""Events by the key of their state: the keys in order, each one once, with its events as they came."""
 
 
 def _all_of_it(state: Any) -> Any:

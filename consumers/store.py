@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import zip_longest
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -181,14 +182,14 @@ class StateStore:
     def by_key(self, batch: Sequence[Received[Any]]) -> ByKey:
         """Return a batch by the keys of its states. Asks nobody."""
         key_of = self._key_of
-        by_key: ByKey = {}
+        by_key: dict[StateKey, list[Received[Any]]] = {}
         for received in batch:
             key = key_of(received.event)
             if (its := by_key.get(key)) is None:
                 by_key[key] = [received]
             else:
                 its.append(received)
-        return {key: by_key[key] for key in sorted(by_key)}
+        return sorted(by_key.items(), key=itemgetter(0))
 
     def apply(self, batch: Sequence[Received[Any]], advances: Sequence[Advance]) -> None:
         """Let a batch take effect, and move its partitions' offsets. Raises as `apply_by_key` does."""
@@ -253,9 +254,8 @@ class _FoldWriter:
         """lock: keep others from the rows between reading and writing them. Raises Overtaken without."""
         if self._is_build:
             by_key = not_forgotten(connection, self._projection.name, by_key)
-        keys = list(by_key)
         # Some at a time: of a large batch, all states together would take more memory than all of its records.
-        slices = [keys[start : start + KEYS_AT_ONCE] for start in range(0, len(keys), KEYS_AT_ONCE)]
+        slices = [by_key[start : start + KEYS_AT_ONCE] for start in range(0, len(by_key), KEYS_AT_ONCE)]
         queued: list[tuple[StateKey, int]] = []
         # While the database writes one slice and reads the next, the one between is folded: most of a transaction needs no
         # interpreter. For one slice alone there is nothing to do beside.
@@ -263,23 +263,23 @@ class _FoldWriter:
             loads = deque[Future[Any]]()
             for slice_, after in zip_longest(slices, slices[1:]):
                 if not loads:
-                    loads.append(statements.submit(self._rows.load, connection, slice_, lock=lock))
+                    loads.append(statements.submit(self._rows.load, connection, _keys(slice_), lock=lock))
                 if after is not None:
-                    loads.append(statements.submit(self._rows.load, connection, after, lock=lock))
-                changed = self._folded(slice_, self._rows.states(loads.popleft().result()), by_key)
+                    loads.append(statements.submit(self._rows.load, connection, _keys(after), lock=lock))
+                changed = self._folded(slice_, self._rows.states(loads.popleft().result()))
                 if changed:
                     statements.submit(self._rows.save, connection, changed)
                     queued += [(key, revision) for key, _, revision in changed]
             if queued and self._is_told:
                 statements.submit(self._rows.queue, connection, queued)
 
-    def _folded(self, keys: Sequence[StateKey], stored: Stored, by_key: ByKey) -> Changed:
+    def _folded(self, by_key: ByKey, stored: Stored) -> Changed:
         fold, encode = self._fold, self._encode
         changed: Changed = []
-        for key in keys:
+        for key, its in by_key:
             before, revision = stored.get(key, _NO_ROW)
             state = before
-            for received in by_key[key]:
+            for received in its:
                 state = fold(state, received)
             if state is not before:
                 changed.append((key, encode(state).decode(), revision + 1))
@@ -304,13 +304,17 @@ class _RowsWriter:
 
     def write(self, connection: Connection, by_key: ByKey, *, lock: bool) -> None:  # noqa: ARG002
         """lock: there is nothing to lock, since nothing is read before it is written."""
-        rows = [{"generation": self._generation, **self._row(received)} for its in by_key.values() for received in its]
+        rows = [{"generation": self._generation, **self._row(received)} for _, its in by_key for received in its]
         if rows:
             key_columns = [column.name for column in self._table.primary_key]
             rows.sort(key=lambda row: [row[column] for column in key_columns])
             connection.execute(self._upsert, rows)
             if self._outbox is not None:
-                self._outbox.count_and_queue(connection, list(by_key))
+                self._outbox.count_and_queue(connection, _keys(by_key))
+
+
+def _keys(by_key: ByKey) -> list[StateKey]:
+    return [key for key, _ in by_key]
 
 
 def _record_key(event: Event) -> StateKey:

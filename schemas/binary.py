@@ -8,12 +8,13 @@ tuple, and so is a record inside a record.
 Why not a library: see docs/adr/0007. Proven against two of them in tests/schemas/test_binary.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kinguin_streams.schemas import money
 
+T = TypeVar("T")
 Read = Callable[[bytes, int], tuple[Any, int]]
 """(data, position) to (value, position after it). Raises IndexError where the data ends too early, NotCanonical or ValueError."""
 Write = Callable[[Any], bytes]
@@ -291,6 +292,23 @@ def _read_record(reads: tuple[Read, ...], data: bytes, at: int) -> tuple[tuple[A
 
 def _write_record(writes: tuple[Write, ...], values: Any) -> bytes:
     return b"".join(write(value) for write, value in zip(writes, values, strict=True))
+
+
+def unrolled(
+    readers: Sequence[tuple[str, Read]], make: Callable[..., T], unset: Mapping[str, Any]
+) -> Callable[[bytes, int], tuple[T, int]]:
+    """Return a reader that calls these in their order and makes one thing of what they return, by name.
+
+    unset: what to take instead of a field's value, which is read all the same. One line for each field, as the standard
+    library's dataclasses do it: going round a loop and filling a dictionary took a quarter of an event's time.
+    """
+    lines = [f"v{n}, at = r{n}(data, at)" for n in range(len(readers))]
+    values = [f"{name}={f'unset[{name!r}]' if name in unset else f'v{n}'}" for n, (name, _) in enumerate(readers)]
+    source = "\n ".join(["def read(data, at):", *lines, f"return make({', '.join(values)}), at"])
+    scope: dict[str, Any] = {"make": make, "unset": unset, **{f"r{n}": read for n, (_, read) in enumerate(readers)}}
+    exec(source, scope)  # noqa: S102 - of the names of our own fields
+    read: Callable[[bytes, int], tuple[T, int]] = scope["read"]
+    return read
 
 
 _PRIMITIVES: dict[str, Coding] = {

@@ -6,11 +6,10 @@ An Encoder writes one of them; a Decoder reads either, record by record, so that
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -108,7 +107,7 @@ class Encoder:
         Raises ValueError for a number or a text that Avro cannot hold: the validator has seen to it that there is none.
         """
         header, layout = self._frames[record.record_name]
-        return b"".join([header, *[write(getattr(record, name)) for name, write in layout.writers]])
+        return b"".join([header, *[coding.write(getattr(record, name)) for name, coding in layout]])
 
 
 class Decoder:
@@ -117,8 +116,8 @@ class Decoder:
     def __init__(self, ids: SchemaIds | None = None, catalogue: SchemaCatalogue | None = None) -> None:
         self._ids = ids
         self._catalogue = catalogue or shipped()
-        self._unused: tuple[Unused, ...] = ()
-        self._layouts: dict[bytes, _Layout] = {}
+        self._unused: frozenset[Unused] = frozenset()
+        self._readers: dict[bytes, _Reader] = {}
         """By single-object header. What a header means never changes, so it is explained once."""
 
     def without(self, unused: Collection[Unused]) -> "Decoder":
@@ -126,7 +125,7 @@ class Decoder:
         if not unused:
             return self
         changed = copy(self)
-        changed._unused = tuple(unused)
+        changed._unused, changed._readers = frozenset(unused), {}
         return changed
 
     def decode(self, value: bytes | None) -> Record:
@@ -137,31 +136,23 @@ class Decoder:
         """
         if value is None:
             raise UndecodableRecord("no_value", "the record has no value")
-        layout = self._layouts.get(value[:SINGLE_OBJECT_HEADER_BYTES])
-        if layout is None:
+        reader, at = self._readers.get(value[:SINGLE_OBJECT_HEADER_BYTES]), SINGLE_OBJECT_HEADER_BYTES
+        if reader is None:
             schema, at = self._explain(value)
-            layout = _layout(schema)
+            reader = _reader(schema, self._unused)
             if at == SINGLE_OBJECT_HEADER_BYTES:
-                self._layouts[value[:at]] = layout
-        else:
-            at = SINGLE_OBJECT_HEADER_BYTES
-        schema = layout.schema
-        fields: dict[str, Any] = {}
+                self._readers[value[:at]] = reader
         try:
-            for name, read in layout.readers:
-                fields[name], at = read(value, at)
+            record, at = reader.read(value, at)
         except IndexError as error:
-            raise _undecodable("truncated", schema, "wants more bytes") from error
+            raise _undecodable("truncated", reader.schema, "wants more bytes") from error
         except binary.NotCanonical as error:
-            raise _undecodable("not_canonical", schema, f"is never written like this: {error}") from error
+            raise _undecodable("not_canonical", reader.schema, f"is never written like this: {error}") from error
         except ValueError as error:
-            raise _undecodable("malformed", schema, f"it is not: {error}") from error
+            raise _undecodable("malformed", reader.schema, f"it is not: {error}") from error
         if at != len(value):
-            raise _undecodable("trailing_bytes", schema, f"is followed by {len(value) - at} bytes")
-        for unused in self._unused:
-            if unused in fields:
-                fields[unused] = msgspec.UNSET
-        return layout.record(**fields)
+            raise _undecodable("trailing_bytes", reader.schema, f"is followed by {len(value) - at} bytes")
+        return record
 
     def _explain(self, value: bytes) -> tuple[SchemaVersion, int]:
         """Return the schema that wrote a value, and where its body begins."""
@@ -187,25 +178,24 @@ class Decoder:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How a version lies on the wire: its fields in their order, by the name they have in Python."""
+_Layout = tuple[tuple[str, binary.Coding], ...]
+"""How a version lies on the wire: its fields in their order, by the name they have in Python."""
 
+
+class _Reader(NamedTuple):
     schema: SchemaVersion
-    record: type[Record]
-    readers: tuple[tuple[str, binary.Read], ...]
-    writers: tuple[tuple[str, binary.Write], ...]
+    read: Callable[[bytes, int], tuple[Record, int]]
+
+
+@cache
+def _reader(schema: SchemaVersion, unused: Collection[Unused]) -> _Reader:
+    readers = [(name, coding.read) for name, coding in _layout(schema)]
+    return _Reader(schema, binary.unrolled(readers, _RECORDS[schema.record], dict.fromkeys(unused, msgspec.UNSET)))
 
 
 @cache
 def _layout(schema: SchemaVersion) -> _Layout:
-    fields = [(attribute_name(field), _coding(field)) for field in json.loads(schema.text)["fields"]]
-    return _Layout(
-        schema=schema,
-        record=_RECORDS[schema.record],
-        readers=tuple((name, coding.read) for name, coding in fields),
-        writers=tuple((name, coding.write) for name, coding in fields),
-    )
+    return tuple((attribute_name(field), _coding(field)) for field in json.loads(schema.text)["fields"])
 
 
 def _coding(field: Mapping[str, Any]) -> binary.Coding:
