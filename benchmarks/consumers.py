@@ -178,7 +178,7 @@ class Told:
 
     def __init__(self, processes: int) -> None:
         self.assigned = multiprocessing.Array("q", processes)
-        """Partitions of each process."""
+        """Partitions of the topic that each process has."""
         self.applied = multiprocessing.Array("q", processes)
         """Records of each that have taken effect."""
         self.begun, self.done = multiprocessing.Event(), multiprocessing.Event()
@@ -209,7 +209,8 @@ def consume_order_state(told: Told, number: int, bootstrap_servers: str, state_u
 
     def watch() -> None:
         while not told.begun.is_set():
-            told.assigned[number], told.applied[number] = len(loop.assigned), loop.applied
+            told.assigned[number] = sum(part.topic == TOPIC for part in loop.assigned)
+            told.applied[number] = loop.applied
             time.sleep(0.005)
         clock = Clock()
         while not told.done.is_set():
