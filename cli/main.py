@@ -24,11 +24,7 @@ from kinguin_streams.cli import (
     up,
 )
 from kinguin_streams.cli.lifeline import tie_to_parent
-from kinguin_streams.cli.output import talk
-from kinguin_streams.telemetry.operator_error import OperatorError
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+from kinguin_streams.cli.mistakes import EXIT_FAILED, told
 
 app = typer.Typer(
     name="kinguin-streams",
@@ -93,21 +89,12 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Return the exit code of a command line. Mistakes of the user's end in one or two lines on stderr."""
     try:
-        app(arguments)  # prints usage errors itself, and ends in SystemExit: 2 for those, 130 when interrupted
+        with told():
+            app(arguments)  # prints usage errors itself, and ends in SystemExit: 2 for those, 130 when interrupted
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else EXIT_FAILED
-    except OperatorError as error:
-        talk(f"error: {error.what}\n  {error.hint}")
-        return EXIT_FAILED
     except BrokenPipeError:
         # Whoever read our output has gone (`… | head`); Python would complain again while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except Exception as error:
-        faults = getattr(error, "faults", None)  # ConfigurationError, whose module is slow to import
-        if faults is None:
-            raise
-        for fault in faults:
-            talk(f"configuration: {fault}")
-        return EXIT_USAGE
     return 0

@@ -36,7 +36,7 @@ RETRY_MAX_S: Final = 30.0
 REPORT_WAIT_S: Final = 60.0
 """Longer than a producer's delivery timeout, so that the client's own report is what is heard."""
 STOP_S: Final = 5.0
-"""For the batch in hand, once it is to end: a consumer has 30 s for all of its stop, see FLUSH_S in cli/consume.py."""
+"""For the batch in hand, once it is to end: a consumer has 30 s for all of its stop, see FLUSH_S in cli/running.py."""
 
 
 class Sender(Protocol):

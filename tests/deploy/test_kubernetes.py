@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from kinguin_streams.cli import consume
+from kinguin_streams.cli import running
 from kinguin_streams.consumers import membership, relay, watch
 from kinguin_streams.ingress.settings import IngressSettings, SpoolSettings
 from kinguin_streams.telemetry import admin_server
@@ -149,7 +149,7 @@ def test_the_admin_port_is_not_among_the_webhooks() -> None:
 
 @pytest.mark.parametrize("name", ["order-state", "product-changes"])
 def test_a_consumer_has_the_time_that_it_may_take_to_stop_where_kafka_says_nothing(name: str) -> None:
-    stop_s = membership.LEAVE_WAIT_S + admin_server.STOP_S + watch.STOP_S + relay.STOP_S + consume.FLUSH_S
+    stop_s = membership.LEAVE_WAIT_S + admin_server.STOP_S + watch.STOP_S + relay.STOP_S + running.FLUSH_S
     assert one("Deployment", name)["template"]["spec"]["terminationGracePeriodSeconds"] > stop_s
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"][name]
     assert int(service["stop_grace_period"].removesuffix("s")) > stop_s
