@@ -1,4 +1,4 @@
-"""A user's mistakes as sentences on stderr and an exit code."""
+"""A user's mistakes as sentences on stderr and an exit code: for the command line, and for a program that calls `run`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,14 @@ EXIT_INTERRUPTED = 130
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Meanwhile an OperatorError or a ConfigurationError ends in one or two lines and SystemExit, never in a traceback."""
+    """Meanwhile an OperatorError, a ConfigurationError and a Ctrl-C end in a few lines or none and SystemExit, in no traceback."""
     try:
         yield
     except OperatorError as error:
         talk(f"error: {error.what}\n  {error.hint}")
         raise SystemExit(EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except Exception as error:
         faults = getattr(error, "faults", None)  # ConfigurationError, whose module is slow to import
         if faults is None:

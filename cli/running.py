@@ -1,4 +1,4 @@
-"""A consumer in this process until a signal ends it: what `kinguin-streams consume` does."""
+"""A consumer in this process until a signal ends it: what `kinguin-streams consume` and `kinguin_streams.run` share."""
 
 import signal
 from collections.abc import Iterator
@@ -61,6 +61,17 @@ def run(consumer: "Loadable", settings: "Settings") -> int:
                 return _run(_loop(states, settings, publisher, tally), states, settings, teller)
         finally:
             store.close()
+
+
+@contextmanager
+def handlers_put_back() -> Iterator[None]:
+    """Put the caller's own signal handlers back at the end, for what it still has to do then."""
+    before = [(number, signal.getsignal(number)) for number in STOPPING]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Handler:
 
 
 class App:
-    """A consumer that has side effects. It declares; `kinguin-streams consume FILE.py:NAME` runs it."""
+    """A consumer that has side effects. It declares; `kinguin-streams consume FILE.py:NAME` or `kinguin_streams.run` runs it."""
 
     def __init__(self, name: str) -> None:
         """name: names the consumer group, `<prefix>.<name>`, and the `consumer` of its dead letters.

@@ -6,6 +6,9 @@ import linecache
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 
@@ -17,21 +20,22 @@ from kinguin_streams.telemetry.operator_error import OperatorError
 Loadable = App | Projection
 _KINDS = (App, FoldProjection, RowsProjection)
 _EXAMPLE = "Name it as in `kinguin-streams consume my_consumer.py:app` or `my_package.my_module:app`."
+_being_imported: ContextVar[str | None] = ContextVar("being_imported", default=None)
 
 
 def load(target: str) -> Loadable:
     """Import what the target names, and return the App or the projection. Runs the user's module.
 
     Raises OperatorError: "consumer_target" (not of this form), "consumer_file_missing", "consumer_module_missing",
-    "consumer_not_importable", "consumer_name_missing", "consumer_wrong_kind", "no_handlers", "consumer_name" (a sample's), and what App itself
-    refuses.
+    "consumer_not_importable", "run_while_imported", "consumer_name_missing", as `checked` does, and what App itself refuses.
     """
     place, _, name = target.rpartition(":")
     if not place and name.endswith(".py"):  # the name was left out
         place, name = name, ""
     if not place:
         raise OperatorError("consumer_target", f"{target!r} names no consumer.", _EXAMPLE)
-    module = _module_of_file(place) if place.endswith(".py") else _module_by_name(place)
+    with _importing(place):
+        module = _module_of_file(place) if place.endswith(".py") else _module_by_name(place)
     found = _consumers_in(module)
     which = f"In {place} there is: {', '.join(found)}." if found else f"In {place} there is no App and no projection."
     if not name:
@@ -40,15 +44,45 @@ def load(target: str) -> Loadable:
         )
     if not hasattr(module, name):
         raise OperatorError("consumer_name_missing", f"{place} has no {name}.", which)
-    consumer = getattr(module, name)
+    return checked(getattr(module, name), target, which, called=name)
+
+
+def checked(consumer: object, named: str, hint: str, *, called: str = "app") -> Loadable:
+    """Return what was given if it can be run. named, hint: for the sentence; called: an App's name in the user's file.
+
+    Raises OperatorError: "consumer_wrong_kind", "no_handlers", "consumer_name" (a sample's).
+    """
     if not isinstance(consumer, _KINDS):
         kind = type(consumer).__name__
-        raise OperatorError("consumer_wrong_kind", f"{target} is a {kind}, and no App or projection.", which)
+        raise OperatorError("consumer_wrong_kind", f"{named} is a {kind}, and no App or projection.", hint)
     if isinstance(consumer, App):
-        consumer.handlers_or_refusal(name)
+        consumer.handlers_or_refusal(called)
     elif not any(consumer is sample for sample in SAMPLES):
-        check_is_no_sample(consumer.name, target)
+        check_is_no_sample(consumer.name, named)
     return consumer
+
+
+def refuse_while_imported() -> None:
+    """Raise OperatorError("run_while_imported") if a module that `load` imports calls this: its consumer would run unasked.
+
+    Inside `consume` without the command line's options, and inside `replay consumer` on live records, under its own group.
+    """
+    place = _being_imported.get()
+    if place is not None:
+        raise OperatorError(
+            "run_while_imported",
+            f"{place} runs its consumer as soon as it is imported.",
+            'Put run(...) below `if __name__ == "__main__":`, which is only so when the file is started by itself.',
+        )
+
+
+@contextmanager
+def _importing(place: str) -> Iterator[None]:
+    before = _being_imported.set(place)
+    try:
+        yield
+    finally:
+        _being_imported.reset(before)
 
 
 def _module_of_file(place: str) -> ModuleType:

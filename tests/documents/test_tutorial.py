@@ -77,7 +77,7 @@ class Reader:
         for commands, process in reversed(self.running.items()):
             process.send_signal(signal.SIGINT)
             process.wait(30)
-            if "kinguin-streams" in commands:
+            if "shop.py" not in commands:  # ours say how they ended
                 assert process.returncode == 130, self.log(commands).read_text()
         self.running.clear()
 
