@@ -94,6 +94,7 @@ PRODUCT_CHANGES = RowsProjection(
     table="product_change",
     row=row,
     derived="product.state",
+    unused=("raw",),
 )
 
 
