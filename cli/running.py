@@ -71,7 +71,8 @@ def handlers_put_back() -> Iterator[None]:
         yield
     finally:
         for number, handler in before:
-            signal.signal(number, handler)
+            if handler is not None:  # of a program in C around this Python: only it can put that back
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kinguin_streams import run
-from kinguin_streams.cli import mistakes
+from kinguin_streams.cli import mistakes, running
 from kinguin_streams.consumers import reader
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from tests.conftest import KafkaCluster, free_port
@@ -158,3 +158,10 @@ def test_ctrl_c_before_there_is_a_consumer_is_no_traceback() -> None:
     with pytest.raises(SystemExit) as ended, mistakes.told():
         raise KeyboardInterrupt
     assert ended.value.code == 130
+
+
+def test_a_signal_handler_that_is_not_pythons_is_no_error_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program in C that has Python inside may have its own; Python says None of it, and cannot put it back."""
+    monkeypatch.setattr(signal, "getsignal", lambda _number: None)
+    with running.handlers_put_back():
+        pass
