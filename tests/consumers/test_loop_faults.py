@@ -1,6 +1,6 @@
 """Faults that come in pairs or at the end of a run: the loop over a Kafka in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.testing import ProjectionDriver, events
+from kinguin_streams.consumers.testing.memory_client import MemoryClient
 from kinguin_streams.telemetry.operator_error import OperatorError
 
 
@@ -85,6 +86,41 @@ def test_a_kafka_that_is_away_while_the_database_is_waited_for_is_waited_for_too
     driver.run()
     assert not driver.loop.waits_for_database
     assert driver.loop.applied == 1
+
+
+def noted(call: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    def noting(*of: Any) -> Any:
+        names.append(call.__name__)
+        return call(*of)
+
+    return noting
+
+
+@pytest.mark.parametrize(
+    ("is_incremental", "assigned", "unassigned"),
+    [(False, ["assign"], []), (True, ["incremental_assign"], ["incremental_unassign"])],
+)
+def test_partitions_go_on_before_they_are_told_where(
+    monkeypatch: pytest.MonkeyPatch, *, is_incremental: bool, assigned: list[str], unassigned: list[str]
+) -> None:
+    """The other way round the real client sometimes never reads one of them again."""
+    told: list[str] = []
+    with LoopDriver(ORDER_STATE) as driver:
+        driver.process.loop._member._is_incremental = is_incremental
+        driver.send(events.order_status())
+        for name in ("pause", "resume", *assigned, *unassigned):
+            monkeypatch.setattr(MemoryClient, name, noted(getattr(MemoryClient, name), told))
+        driver.run(at_most=0)
+        assert told == ["resume", *assigned]
+        with monkeypatch.context() as patch:
+            patch.setattr(driver.process.store, "apply_by_key", away("state_away"))
+            driver.turn()
+        assert told[2:] == ["pause"]
+        driver.clock.advance(60)
+        driver.turn()
+        driver.run()
+        assert told[3:] == ["resume", *unassigned, *assigned]
+        assert driver.loop.applied == 1
 
 
 def test_a_topic_that_is_gone_while_the_database_is_waited_for_ends_the_consumer(
