@@ -7,12 +7,13 @@ functions, and the offsets are Kafka's.
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import copy_context
 from typing import Final, NamedTuple, Protocol
 
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart
 from kinguin_streams.consumers.client import ConsumerClient
-from kinguin_streams.consumers.projection import Projection
+from kinguin_streams.consumers.projection import ByKey, Projection
 from kinguin_streams.consumers.source_changed import STATE_HINTS, SourceHints
 from kinguin_streams.consumers.store import Advance, PartitionSource, StateStore
 from kinguin_streams.schemas.codec import Unused
@@ -116,12 +117,16 @@ class Effect(Protocol):
         """
         ...
 
-    def take(self, batch: Batch, messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
+    def take(
+        self, batch: Batch, messages: Sequence[Message], work: Work, until_done: ExitStack
+    ) -> dict[TopicPart, float]:
         """Let a batch take effect, and say so by work.done.
 
         messages: what the batch was made of, if it wants that. Return the partitions that could not be finished, and when (on the clock's
         monotonic_s) to come again with the records that are not done; of a record that waits for its schema say nothing.
         A batch may still be in hand when it returns: the next call, or `settle`, says how it has ended.
+        until_done: what the caller closes then. With a batch in hand it was taken over (pop_all), and is closed, with what
+        went wrong if anything did, on whatever thread the batch ends.
         """
         ...
 
@@ -180,7 +185,9 @@ class StateEffect:
         stored = self._store.offsets(*identity)
         return {part: stored[source] for part, source in sources.items() if source in stored}
 
-    def take(self, batch: Batch, _messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
+    def take(
+        self, batch: Batch, _messages: Sequence[Message], work: Work, until_done: ExitStack
+    ) -> dict[TopicPart, float]:
         """All of it or nothing. The order of these lines is the guarantee."""
         by_key = self._store.by_key(batch.received)  # while the batch in hand is stored
         self.settle(work)
@@ -200,9 +207,16 @@ class StateEffect:
             sys.setswitchinterval(min(SWITCH_INTERVAL_S, sys.getswitchinterval()))
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}-store")
         # A fold divides by decimal's context, say: the same on both threads, or the size of its batch would decide.
-        transaction = self._thread.submit(copy_context().run, self._store.apply_by_key, by_key, advances)
+        transaction = self._thread.submit(
+            copy_context().run, self._apply_within, until_done.pop_all(), by_key, advances
+        )
         self._in_hand = _InHand(transaction, batch.next_offsets, len(batch.received))
         return {}
+
+    def _apply_within(self, until_done: ExitStack, by_key: ByKey, advances: Sequence[Advance]) -> None:
+        # Closed before `settle` hears of it: the loop measures its next batch after that, and never two at a time.
+        with until_done:
+            self._store.apply_by_key(by_key, advances)
 
     def settle(self, work: Work) -> None:
         """Wait for the transaction in hand. Raises what StateStore.apply does."""

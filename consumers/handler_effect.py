@@ -7,6 +7,7 @@ partition only: the loop pauses it, polls on, and so stays in the group.
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -135,7 +136,9 @@ class HandlerEffect:
             self._tries.pop(part, None)
             self._served_s.pop(part, None)
 
-    def take(self, batch: Batch, messages: Sequence[Message], work: Work) -> dict[TopicPart, float]:
+    def take(
+        self, batch: Batch, messages: Sequence[Message], work: Work, _until_done: ExitStack
+    ) -> dict[TopicPart, float]:
         """Call the handlers, partition by partition in turns, until all is done, waits, or the turn is over.
 
         Raises OperatorError("handler_keeps_failing") once giving up has become the rule.

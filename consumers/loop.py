@@ -6,7 +6,7 @@ an offset moves with what it stands for (a projection's, in its database) or aft
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import methodcaller
 from typing import Final
 
@@ -32,7 +32,7 @@ from kinguin_streams.schemas.codec import Decoder, RecordEncoder, RegistryNeeded
 from kinguin_streams.schemas.events import DeadLetter
 from kinguin_streams.schemas.topics import Topics
 from kinguin_streams.telemetry.operator_error import OperatorError
-from kinguin_streams.telemetry.traces import Traces
+from kinguin_streams.telemetry.traces import Span, Traces
 
 log = structlog.get_logger()
 
@@ -321,13 +321,25 @@ class ConsumeLoop:
         return min(self._settings.batch_wait_s, max(0.0, due_s - self._clock.monotonic_s()))
 
     def _take_effect(self, gathered: "_Gathered") -> None:
-        began_s = self._clock.monotonic_s()
-        with self._traces.processing(self._effect.name, gathered.messages, gathered.count) as span:
-            messages = gathered.messages if self._effect.wants_messages else ()
-            unfinished = self._effect.take(gathered.batch, messages, self)
-            span.ended("applied", failed=False)
-        self.tally.batch(gathered.count, self._clock.monotonic_s() - began_s)
+        messages = gathered.messages if self._effect.wants_messages else ()
+        span = self._traces.processing(self._effect.name, gathered.messages, gathered.count)
+        with ExitStack() as until_done:
+            until_done.enter_context(self._measured(span, gathered.count))
+            unfinished = self._effect.take(gathered.batch, messages, self, until_done)
         self._hold(messages, gathered.batch, unfinished)
+
+    @contextmanager
+    def _measured(self, batch: AbstractContextManager[Span], count: int) -> Iterator[None]:
+        """Say how a batch of so many has ended, and if it has taken effect, how long that took. On any thread."""
+        began_s = self._clock.monotonic_s()
+        with batch as span:
+            try:
+                yield
+            except Exception as error:
+                span.ended(error.code if isinstance(error, OperatorError) else type(error).__name__, failed=True)
+                raise
+            span.ended("applied", failed=False)
+        self.tally.batch(count, self._clock.monotonic_s() - began_s)
 
     def keep(self, letter: DeadLetter) -> None:
         """Return when the dead letter is in Kafka. For the effect. Raises OperatorError("dead_letter_refused")."""

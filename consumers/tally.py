@@ -1,6 +1,7 @@
 """What a consumer has done in this run, in numbers. Does no I/O, and knows nothing of who asks.
 
-The loop's thread writes. Whoever reads on another thread may find one number a batch ahead of another, and never half a number.
+The loop's thread writes; what is counted of a batch in hand, the thread that stores it, before the loop's hears of its end.
+Whoever reads on another thread may find one number a batch ahead of another, and never half a number.
 """
 
 from dataclasses import dataclass, field, replace

@@ -7,6 +7,7 @@ are known already.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 from kinguin_streams.consumers.batch import TopicPart
 from kinguin_streams.consumers.effect import Effect
@@ -123,7 +124,7 @@ class ConsumerTarget:
             self._meet(TopicPart(record.topic, record.partition), None)
         while left:
             batch, messages = sorted_out(left, self._decoder, self._expected, self._effect.name)
-            unfinished = self._effect.take(batch, messages, self)
+            unfinished = self._effect.take(batch, messages, self, ExitStack())
             left = [record for record in left if self._is_left(record, unfinished)]
             if left and not self._waited(min(unfinished.values(), default=0.0)):
                 raise StoppedWriting({record[:2]: record.offset for record in reversed(left)})

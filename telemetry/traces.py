@@ -6,8 +6,8 @@ request carries still reaches its record: whoever reads the topic goes on with t
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -47,7 +47,7 @@ class Span(Protocol):
 
 
 class Traces(Protocol):
-    """Spans of what this process does."""
+    """Spans of what this process does. One ends with its context, on whatever thread that is."""
 
     def sending(self, topic: str, within: TraceHeaders) -> AbstractContextManager[Span]:
         """Span a record's way into Kafka or the spool."""
@@ -110,6 +110,12 @@ class _Recorded:
         if failed:
             self._span.set_status(StatusCode.ERROR, outcome)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._span.end()
+
 
 class Recorded:
     """Traces by OpenTelemetry. Names and attributes follow its messaging conventions."""
@@ -117,8 +123,7 @@ class Recorded:
     def __init__(self, tracer: "Tracer") -> None:
         self._tracer = tracer
 
-    @contextmanager
-    def sending(self, topic: str, within: TraceHeaders) -> Iterator[Span]:
+    def sending(self, topic: str, within: TraceHeaders) -> _Recorded:
         """Span a record's way into Kafka or the spool: kind PRODUCER."""
         from opentelemetry.trace import SpanKind
 
@@ -126,13 +131,9 @@ class Recorded:
         span = self._tracer.start_span(
             f"send {topic}", context=_context(within), kind=SpanKind.PRODUCER, attributes=attributes
         )
-        try:
-            yield _Recorded(span)
-        finally:
-            span.end()
+        return _Recorded(span)
 
-    @contextmanager
-    def processing(self, consumer: str, records: Sequence[HasHeaders], count: int) -> Iterator[Span]:
+    def processing(self, consumer: str, records: Sequence[HasHeaders], count: int) -> _Recorded:
         """Span a batch of so many: kind CONSUMER, linked to what it was made of, since a batch has many parents."""
         from opentelemetry import trace
         from opentelemetry.trace import Link, SpanKind
@@ -154,10 +155,7 @@ class Recorded:
         span = self._tracer.start_span(
             f"process {consumer}", kind=SpanKind.CONSUMER, links=links, attributes=attributes
         )
-        try:
-            yield _Recorded(span)
-        finally:
-            span.end()
+        return _Recorded(span)
 
 
 def traces(service: str, environment: Mapping[str, str] | None = None) -> Traces:

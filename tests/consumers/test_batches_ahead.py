@@ -2,9 +2,9 @@
 
 import decimal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ from kinguin_streams.consumers.testing import ProjectionDriver, events
 from kinguin_streams.schemas.codec import Decoder, UnknownSchema
 from kinguin_streams.schemas.events import OrderStatus, Record
 from kinguin_streams.telemetry.operator_error import OperatorError
+from kinguin_streams.telemetry.traces import HasHeaders, PassedOn, TraceHeaders
 
 SLICE, BATCH = 3, 8
 
@@ -39,6 +40,35 @@ def _fold(state: Places | None, received: Received[OrderStatus]) -> Places:
 PLACES = FoldProjection(
     name="places", version=1, events=("order.status",), state_type=Places, key=order_key, fold=_fold
 )
+
+
+class _Span:
+    """What is said of a batch, and whether it has ended."""
+
+    def __init__(self, count: int) -> None:
+        self.headers = TraceHeaders()
+        self.said: tuple[int, str | None, bool] = count, None, False
+        self.has_ended = False
+
+    def ended(self, outcome: str, *, failed: bool) -> None:
+        self.said = self.said[0], outcome, failed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.has_ended = True
+
+
+class _Traces(PassedOn):
+    """Keeps the spans of batches."""
+
+    def __init__(self) -> None:
+        self.spans: list[_Span] = []
+
+    def processing(self, _consumer: str, _records: Sequence[HasHeaders], count: int) -> _Span:  # type: ignore[override]
+        self.spans.append(_Span(count))
+        return self.spans[-1]
 
 
 class AheadDriver(ProjectionDriver[Places]):
@@ -71,6 +101,18 @@ class AheadDriver(ProjectionDriver[Places]):
     def turn(self) -> None:
         """Let the first process take a turn."""
         self._turn(self._processes[0], None)
+
+    def wait_stored(self) -> None:
+        """Return when the transaction in hand has ended, however it did; the loop has not heard of it."""
+        in_hand = self.effects[0]._in_hand
+        assert in_hand is not None
+        in_hand.transaction.exception(30)
+
+    def spanned(self) -> list["_Span"]:
+        """Return where the spans of the first process's batches will be."""
+        traces = _Traces()
+        self.loop._traces = traces
+        return traces.spans
 
     def on_fetch(self, number: int, do: Any) -> None:
         """Have it done before the first process's consume() of that number, counted from now."""
@@ -208,6 +250,41 @@ def test_a_batch_in_hand_that_the_database_did_not_take_is_read_again_with_what_
     driver.clock.advance(60)
     driver.run()
     assert driver.loop.applied == 20
+    assert driver.folded == driver.all_records
+
+
+def test_a_batch_ends_in_its_span_and_in_the_metrics_when_its_transaction_does(driver: AheadDriver) -> None:
+    send(driver, BATCH)
+    driver.run(at_most=0)
+    spans, seconds = driver.spanned(), driver.loop.tally.batch_seconds
+    with held_back(driver.stores[0]) as gate:
+        driver.turn()
+        (span,) = spans
+        assert (span.has_ended, span.said, sum(seconds._counts)) == (False, (BATCH, None, False), 0)
+        driver.clock.advance(7)
+        gate.set()
+        driver.wait_stored()
+    driver.clock.advance(60)  # before the loop hears of it
+    assert (span.has_ended, span.said) == (True, (BATCH, "applied", False))
+    driver.run()
+    assert (sum(seconds._counts), seconds._sum) == (1, 7)
+
+
+def test_a_batch_that_was_undone_after_it_was_handed_over_does_not_pass_for_applied(driver: AheadDriver) -> None:
+    send(driver, 2 * BATCH)
+    driver.run(at_most=0)
+    spans = driver.spanned()
+    _fail_once(driver.stores[0])
+    driver.turn()
+    driver.wait_stored()
+    assert [(span.has_ended, span.said) for span in spans] == [(True, (BATCH, "state_away", True))]
+    driver.turn()  # fetches the next one, which is dropped
+    assert driver.loop.waits_for_database
+    driver.clock.advance(60)
+    driver.run()
+    assert [span.said[1] for span in spans] == ["state_away", "state_away", "applied", "applied"]
+    assert all(span.has_ended for span in spans)
+    assert sum(driver.loop.tally.batch_records._counts) == 2
     assert driver.folded == driver.all_records
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from kinguin_streams.consumers import reader
 from kinguin_streams.telemetry.operator_error import OperatorError
-from kinguin_streams.telemetry.traces import PassedOn, TraceHeaders, traces
+from kinguin_streams.telemetry.traces import PassedOn, Recorded, TraceHeaders, traces
 from tests.commands import COMMAND, clean_environment
 from tests.conftest import KafkaCluster
 from tests.ingress.running_ingress import RunningIngress, new_id, order_status, running_ingress, wait_until
@@ -150,6 +155,40 @@ def test_without_the_extra_whoever_asks_for_traces_is_told(monkeypatch: pytest.M
         traces("test", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"})
     assert missing.value.code == "otel_extra_missing"
     assert "kinguin-streams[otel]" in missing.value.hint
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failed", "status"),
+    [("applied", False, StatusCode.UNSET), ("lost_partition", True, StatusCode.ERROR)],
+)
+def test_the_span_of_a_batch_may_end_on_another_thread_and_keeps_no_record_until_then(
+    outcome: str, failed: bool, status: StatusCode
+) -> None:
+    class Record:
+        def headers(self) -> list[tuple[str, bytes]]:
+            return [("traceparent", TRACEPARENT.encode())]
+
+    exported, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    records = [Record()]
+    its = weakref.ref(records[0])
+    open_span = Recorded(provider.get_tracer("test")).processing("any", records, 1)
+    del records
+    assert its() is None
+    assert exported.get_finished_spans() == ()
+
+    def end() -> None:
+        with open_span as span:
+            span.ended(outcome, failed=failed)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
+    (span,) = exported.get_finished_spans()
+    assert span.attributes is not None
+    assert (span.attributes["kinguin.outcome"], span.status.status_code) == (outcome, status)
+    assert [f"{link.context.trace_id:032x}" for link in span.links] == [TRACE_ID]
+    provider.shutdown()
 
 
 def test_what_is_handed_on_is_what_came() -> None:
