@@ -75,7 +75,7 @@ class ConsumerReadiness:
         return Check(ok=ago_s <= SEEN_WITHIN_S, detail=f"answered {ago_s:.0f} s ago")
 
     def _database(self) -> Check:
-        if self._loop.waits_for_database:
+        if self._loop.waits_for == "database":
             return Check(ok=False, detail="away: every partition waits, and no offset moves")
         trouble = self._watch.state_trouble
         return Check(ok=trouble is None, detail=trouble or "answers")

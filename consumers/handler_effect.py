@@ -15,12 +15,14 @@ from typing import Any, Final, NamedTuple
 import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
+from kinguin_streams.cluster.topic_admin import unreachable
 from kinguin_streams.consumers.app import MAX_BATCH, App, Context, Handler, Reject
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart, dead_letter
 from kinguin_streams.consumers.client import ConsumerClient
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
 from kinguin_streams.consumers.effect import Work
 from kinguin_streams.consumers.handling import FAILED, Breaker, RetryPolicy, described
+from kinguin_streams.consumers.kafka_errors import AWAY, NOT_AUTHORIZED, not_authorized
 from kinguin_streams.consumers.projection import Received
 from kinguin_streams.consumers.settings import ConsumerSettings
 from kinguin_streams.consumers.source_changed import group_hints, topic_replaced
@@ -116,16 +118,31 @@ class HandlerEffect:
         _identity: tuple[str, Mapping[str, str]],
         sources: Mapping[TopicPart, PartitionSource],
     ) -> dict[TopicPart, int]:
-        """Return what the group has committed. Raises OperatorError("topic_replaced") if that is of another topic."""
-        committed = client.committed([TopicPartition(*part) for part in sources], timeout=self._settings.kafka_wait_s)
+        """Return what the group has committed.
+
+        Raises OperatorError: "topic_replaced" if that is of another topic, "not_authorized", "kafka_unreachable".
+        """
+        committed = self._committed(client, sources)
         for each in committed:
-            if each.error is not None:
-                raise KafkaException(each.error)
             now = sources[TopicPart(each.topic, each.partition)].topic_id
             # The loop commits it with the topic's id; whoever moves the group with Kafka's own tools leaves it empty.
             if each.offset >= 0 and each.metadata and each.metadata != now:
                 raise topic_replaced(each.topic, each.metadata, now, self.source_hints)
         return {TopicPart(each.topic, each.partition): each.offset for each in committed if each.offset >= 0}
+
+    def _committed(self, client: ConsumerClient, parts: Iterable[TopicPart]) -> list[TopicPartition]:
+        try:
+            committed = client.committed([TopicPartition(*part) for part in parts], timeout=self._settings.kafka_wait_s)
+            for each in committed:
+                if each.error is not None:
+                    raise KafkaException(each.error)
+        except KafkaException as error:
+            if error.args[0].code() in AWAY:
+                raise unreachable(error) from error
+            if error.args[0].code() in NOT_AUTHORIZED:
+                raise not_authorized(error.args[0]) from error
+            raise
+        return committed
 
     def settle(self, _work: Work) -> None:
         """Nothing is in hand: `take` returns when it is done."""

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from kinguin_streams.consumers.batch import Message, TopicPart
 
-PauseReason = Literal["database", "schema", "retry", "handler"]
-"""What a partition waits for: a database that is away, the schema of its next record, the time to try it again, its turn at a
+PauseReason = Literal["database", "kafka", "schema", "retry", "handler"]
+"""What a partition waits for: a database or a Kafka that is away, the schema of its next record, the time to try it again, its turn at a
 slow handler."""
 
 
@@ -34,7 +34,7 @@ class HeldPartitions:
 
     def waiting(self, now_s: float) -> dict[PauseReason, int]:
         """Return how many partitions wait for what. Any thread may ask."""
-        found: dict[PauseReason, int] = {"database": 0, "schema": 0, "retry": 0, "handler": 0}
+        found: dict[PauseReason, int] = {"database": 0, "kafka": 0, "schema": 0, "retry": 0, "handler": 0}
         for each in self._waiting.copy().values():
             if each.schema_delay_s is not None:
                 found["schema"] += 1

@@ -16,10 +16,10 @@ from kinguin_streams.cluster.connection import admin_config, consumer_config
 from kinguin_streams.cluster.publisher import Publisher
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.consumers import dead_letter_sink
+from kinguin_streams.consumers.away_wait import Away, AwayWait
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart, sort_out
 from kinguin_streams.consumers.client import Identity, NewClient, kafka_client
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
-from kinguin_streams.consumers.database_wait import DatabaseWait
 from kinguin_streams.consumers.effect import Effect
 from kinguin_streams.consumers.garbage import without_cycles_looked_for
 from kinguin_streams.consumers.held import HeldPartitions, PauseReason
@@ -110,7 +110,7 @@ class ConsumeLoop:
         if settings.instance_id is not None:
             config["group.instance.id"] = settings.instance_id
         self._held = HeldPartitions(settings.schema_retry_s, settings.schema_retry_max_s)
-        self._database = DatabaseWait(settings.state_retry_s, settings.state_retry_max_s, clock)
+        self._away = AwayWait(settings.state_retry_s, settings.state_retry_max_s, clock)
         self.tally = tally or Tally()
         """What this run has done."""
         self.tally.consumed.update(dict.fromkeys(self._expected, 0))
@@ -126,7 +126,7 @@ class ConsumeLoop:
                 effect.source_hints,
             ),
             held=self._held,
-            database=self._database,
+            away=self._away,
             tally=self.tally,
             settle=self._settle,
         )
@@ -165,7 +165,8 @@ class ConsumeLoop:
     def paused(self) -> dict[PauseReason, int]:
         """How many partitions wait for what, instead of being read. Any thread may ask."""
         waiting = self._held.waiting(self._clock.monotonic_s())
-        return {**dict.fromkeys(waiting, 0), "database": len(self._member.sources)} if self._database.is_on else waiting
+        away = self._away.waits_for
+        return waiting if away is None else {**dict.fromkeys(waiting, 0), away: len(self._member.sources)}
 
     @property
     def turning_for_s(self) -> float:
@@ -179,9 +180,9 @@ class ConsumeLoop:
         return frozenset(self._member.sources)
 
     @property
-    def waits_for_database(self) -> bool:
-        """Whether every partition is paused because the database does not answer."""
-        return self._database.is_on
+    def waits_for(self) -> Away | None:
+        """What does not answer, so that every partition is paused; None: none is for that. Any thread may ask."""
+        return self._away.waits_for
 
     @property
     def sources(self) -> Mapping[TopicPart, PartitionSource]:
@@ -211,7 +212,7 @@ class ConsumeLoop:
 
         Raises OperatorError for whatever stops it: lost_partition, topic_missing, topic_replaced, cluster_changed,
         offset_out_of_range, registry_needed, dead_letter_refused, handler_keeps_failing, not_authorized,
-        kafka_unreachable, kafka_client_failed, kafka_config_refused, those of consumers/database.py and of
+        kafka_unreachable (at the start), kafka_client_failed, kafka_config_refused, those of consumers/database.py and of
         cluster/registry.py. What has not taken effect then will, after a restart.
         """
         try:
@@ -250,9 +251,9 @@ class ConsumeLoop:
 
     def _turn(self) -> None:
         gathered = self._gather()
-        if self._database.is_on:
-            # What was fetched is dropped: once the database is back, everything is read again from its offsets.
-            if self._database.is_due:
+        if self._away.is_on:
+            # What was fetched is dropped: once it is back, everything is read again from its offsets.
+            if self._away.is_due:
                 self._member.read_again()
             return
         if gathered.count:
@@ -271,7 +272,7 @@ class ConsumeLoop:
             most_records = min(left, SLICE_RECORDS)
             fetched = self._member.consume(most_records, self._wait_s())
             gathered.drop(self._member.changed())
-            if self._database.is_on:
+            if self._away.is_on:
                 break
             for topic, count in Counter(map(_TOPIC_OF, fetched)).items():
                 self.tally.consumed[topic] += count
@@ -311,12 +312,12 @@ class ConsumeLoop:
         try:
             yield
         except OperatorError as error:
-            self._database.begin(error, self._effect.name)
+            self._away.begin(error, self._effect.name)
             self._member.pause(self._member.sources)
 
     def _wait_s(self) -> float:
         due_s = self._held.next_due_s()
-        if due_s is None or self._database.is_on:
+        if due_s is None or self._away.is_on:
             return self._settings.batch_wait_s
         return min(self._settings.batch_wait_s, max(0.0, due_s - self._clock.monotonic_s()))
 

@@ -11,11 +11,12 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
+from kinguin_streams.consumers.away_wait import AwayWait
 from kinguin_streams.consumers.batch import Message, TopicPart
 from kinguin_streams.consumers.client import ConsumerClient, Identity, NewClient
-from kinguin_streams.consumers.database_wait import DatabaseWait
 from kinguin_streams.consumers.effect import Effect
 from kinguin_streams.consumers.held import HeldPartitions
+from kinguin_streams.consumers.kafka_errors import NO_SUCH_TOPIC, NOT_AUTHORIZED, not_authorized
 from kinguin_streams.consumers.store import PartitionSource
 from kinguin_streams.consumers.tally import Tally
 from kinguin_streams.telemetry.operator_error import OperatorError
@@ -25,23 +26,6 @@ log = structlog.get_logger()
 LEAVE_WAIT_S: Final = 10.0
 """The client waits for its last commit and has no timeout. Measured with a broker that is there and says nothing: 150 s, and it
 had not ended; with one that is gone: the session, which is 45 s with the consumer protocol."""
-_NO_SUCH_TOPIC = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.UNKNOWN_TOPIC_ID,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-    }
-)
-_NOT_AUTHORIZED = frozenset(
-    {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError._AUTHENTICATION,
-    }
-)
 
 
 class Membership:
@@ -55,11 +39,11 @@ class Membership:
         new_client: NewClient,
         identity: Identity,
         held: HeldPartitions,
-        database: DatabaseWait,
+        away: AwayWait,
         tally: Tally,
         settle: Callable[[], None],
     ) -> None:
-        """config: for a consumer of librdkafka. held, database: what pauses partitions; it forgets with them.
+        """config: for a consumer of librdkafka. held, away: what pauses partitions; it forgets with them.
 
         settle: waits for the batch in hand, called before partitions come or go.
         """
@@ -68,13 +52,15 @@ class Membership:
         self._new_client = new_client
         self._identity = identity
         self._held = held
-        self._database = database
+        self._away = away
         self._tally = tally
         self._settle = settle
         self._log = log.bind(consumer=effect.name)
         self._is_incremental = _is_incremental(config)
         self._client: ConsumerClient | None = None
         self._failure: Exception | None = None
+        self._source: tuple[str, Mapping[str, str]] = "", {}
+        """The cluster's id and the topics' by name, as it found them; they stay so, or it ends."""
         self._uncommitted: dict[TopicPart, int] = {}
         self._moved: dict[TopicPart, int] = {}
         """How far each partition has come since it was assigned, whether that is committed or not."""
@@ -102,7 +88,7 @@ class Membership:
 
     def join(self, topics: list[str]) -> None:
         """Ask the group for partitions of these topics."""
-        self._identity.ask()
+        self._source = self._identity.ask()
         self._client = self._new_client({**self._config, "error_cb": self._on_error, "on_commit": self._on_commit})
         self._client.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
@@ -215,26 +201,21 @@ class Membership:
             )
 
     def read_again(self) -> None:
-        """Fetch everything again from where the database says, if it answers, and Kafka too.
+        """Fetch everything again from where it is to go on, if all that say so answer.
 
-        Nobody knows whether the last transaction was committed when the line broke; its offsets say so.
+        Nobody knows whether the last transaction was committed when the line to the database broke; its offsets say so.
         """
         try:
-            identity = self._identity.ask()
+            starts = self._starts(self.sources)
         except OperatorError as error:
-            self._database.go_on_without_kafka(error, self._effect.name)
+            self._away.begin(error, self._effect.name)
             return
-        try:
-            starts = self._starts(identity, self.sources)
-        except OperatorError as error:
-            self._database.begin(error, self._effect.name)
-            return
-        self._database.end()
+        self._away.end()
         self._held.clear()
         self._effect.forget(self.sources)
         if starts:
             self._read_from(self.client, starts, are_read=True)
-            self._log.info("state_back", partitions=by_topic(self.sources))
+            self._log.info("read_again", partitions=by_topic(self.sources))
 
     def _on_assign(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
         # Raised in the client's callback an exception would pass through C; kept, it is raised as soon as consume returns.
@@ -247,8 +228,8 @@ class Membership:
             self._failure = error
 
     def _assign(self, client: ConsumerClient, partitions: list[TopicPartition]) -> None:
-        """Start at the stored offsets, or at the beginning of a partition that has none."""
-        cluster_id, topic_ids = self._identity.ask()
+        """Start at the stored offsets, or at the beginning of a partition that has none; wait if nobody says for now."""
+        cluster_id, topic_ids = self._source
         parts = [TopicPart(partition.topic, partition.partition) for partition in partitions]
         new = {part: PartitionSource(cluster_id, topic_ids[part.topic], *part) for part in parts}
         self.sources.update(new)
@@ -256,21 +237,21 @@ class Membership:
         self._handed.update(dict.fromkeys(new, 0))
         self._changed.update(new)
         try:
-            starts = self._starts((cluster_id, topic_ids), new)
+            starts = self._starts(new)
         except OperatorError as error:
-            self._database.begin(error, self._effect.name)
+            self._away.begin(error, self._effect.name)
             starts = [TopicPartition(*part, OFFSET_BEGINNING) for part in parts]
         self._read_from(client, starts, are_read=False)
         self._log.info("partitions_assigned", partitions=by_topic(self.sources))
 
     def _read_from(self, client: ConsumerClient, starts: list[TopicPartition], *, are_read: bool) -> None:
-        """Read these partitions from there on, unless the database is away. are_read: they are this process's already.
+        """Read these partitions from there on; while somebody is away, none at all. are_read: they are this process's already.
 
         The client remembers across assignments that a partition was paused, and what it waited for is forgotten here:
         measured, a held partition that came back from a rebalance was never read again. It is told to go on before it is told
         where: measured (librdkafka 2.16, a busy machine), the other way round 1 of 1,800 partitions was never read again.
         """
-        if not self._database.is_on:
+        if not self._away.is_on:
             client.resume(starts)
         if not self._is_incremental:
             client.assign(starts)
@@ -278,14 +259,16 @@ class Membership:
             if are_read:
                 client.incremental_unassign(starts)
             client.incremental_assign(starts)
-        if self._database.is_on:
-            client.pause(starts)
+        if self._away.is_on:
+            self.pause(self.sources)
 
-    def _starts(
-        self, identity: tuple[str, Mapping[str, str]], sources: Mapping[TopicPart, PartitionSource]
-    ) -> list[TopicPartition]:
-        """Return where each partition is to be read from, and note it."""
-        stored = self._effect.starts(self.client, identity, sources)
+    def _starts(self, sources: Mapping[TopicPart, PartitionSource]) -> list[TopicPartition]:
+        """Return where each partition is to be read from, and note it. Raises what ask_again and Effect.starts do."""
+        self._identity.ask_again()
+        stored = self._effect.starts(self.client, self._source, sources)
+        if self._effect.offsets_are_kafkas:
+            # What was done since a partition came, Kafka may not have been told while it was away.
+            stored |= {part: self._moved[part] for part in sources if part in self._moved}
         for part in sources:
             self.next_offsets[part] = stored.get(part)
             if part in stored and not self._effect.offsets_are_kafkas:
@@ -332,8 +315,10 @@ class Membership:
 
     def _on_partition_error(self, message: Any, error: KafkaError) -> None:
         where = f"{message.topic()}/{message.partition()}"
-        if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._identity.ask_again()
+        is_out_of_range = error.code() == KafkaError._AUTO_OFFSET_RESET
+        if (is_out_of_range or error.code() in NO_SUCH_TOPIC) and not self._is_still_there():
+            return
+        if is_out_of_range:
             next_offset = self.next_offsets.get(TopicPart(message.topic(), message.partition()), "?")
             raise OperatorError(
                 "offset_out_of_range",
@@ -341,11 +326,23 @@ class Membership:
                 f"the topic does not have it: {error.str()}.",
                 self._effect.skipped_hint,
             )
-        if error.code() in _NO_SUCH_TOPIC:
-            self._identity.ask_again()
         self._on_error(error)
         if self._failure is not None:
             raise self._failure
+
+    def _is_still_there(self) -> bool:
+        """Return whether the topics are those that are read; if Kafka does not say, all waits, and is read again then.
+
+        So comes the error that has made one ask. Raises what ask_again does.
+        """
+        if self._away.waits_for != "kafka":
+            try:
+                self._identity.ask_again()
+            except OperatorError as error:
+                self._settle()
+                self._away.begin(error, self._effect.name)
+                self.pause(self.sources)
+        return self._away.waits_for != "kafka"
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         # Measured: a commit that was on its way when the broker went is given up by the client. Where nothing more
@@ -356,12 +353,8 @@ class Membership:
                 self._uncommitted[part] = self._moved[part]
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() in _NOT_AUTHORIZED:
-            self._failure = OperatorError(
-                "not_authorized",
-                f"Kafka refuses {self._effect.name}: {error.str()}.",
-                "Check the user in KINGUIN_KAFKA__CONFIG and its rights to read the topics and the group.",
-            )
+        if error.code() in NOT_AUTHORIZED:
+            self._failure = not_authorized(error)
         elif error.fatal():
             self._failure = _client_failed(error)
         else:

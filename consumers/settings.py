@@ -66,14 +66,17 @@ class ConsumerSettings(BaseModel):
         "is to be told waits in the database",
     )
     kafka_wait_s: float = Field(
-        default=15.0, gt=0, description="how long to wait for the cluster to say who it is, at the start"
+        default=15.0,
+        gt=0,
+        description="how long to wait for the cluster to say who it is, or what a group has committed. At the start it "
+        "ends then; later, when partitions come, it waits as for a database that is away",
     )
     schema_retry_s: float = Field(
         default=1.0, gt=0, description="first wait before a record of an unknown schema is tried again; doubles"
     )
     schema_retry_max_s: float = Field(default=60.0, gt=0, description="longest such wait")
     state_retry_s: float = Field(
-        default=0.5, gt=0, description="first wait before a database that is away is asked again; doubles"
+        default=0.5, gt=0, description="first wait before a database, or a Kafka, that is away is asked again; doubles"
     )
     state_retry_max_s: float = Field(default=10.0, gt=0, description="longest such wait")
     handler_attempts: int = Field(

@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, DescribeClusterResult, TopicDescr
 
 from kinguin_streams.cluster.connection import new_client
 from kinguin_streams.cluster.topic_admin import unreachable
+from kinguin_streams.consumers.kafka_errors import NOT_AUTHORIZED, not_authorized
 from kinguin_streams.consumers.source_changed import STATE_HINTS, SourceHints, cluster_changed, topic_replaced
 from kinguin_streams.telemetry.operator_error import OperatorError
 
@@ -41,7 +42,7 @@ class SourceIdentity:
     def ask(self) -> tuple[str, dict[str, str]]:
         """Return the cluster's id and the topics' ids by name.
 
-        Raises OperatorError: "topic_missing", "kafka_unreachable".
+        Raises OperatorError: "topic_missing", "not_authorized", "kafka_unreachable".
         """
         self._known = _Question(self._admin, self._topics, self._wait_s).answer()
         self._question = None
@@ -49,7 +50,7 @@ class SourceIdentity:
         return self._known
 
     def ask_again(self) -> None:
-        """Raise OperatorError("topic_replaced"), ("cluster_changed") or ("topic_missing") if the answer has changed."""
+        """Raise OperatorError("topic_replaced") or ("cluster_changed") if the answer has changed, or as `ask` does."""
         known = self._known
         if known is not None:
             self._compare(known, self.ask())
@@ -105,5 +106,7 @@ class _Question:
                     f"There is no topic {topic}.",
                     "Make the topics with `kinguin-streams topics apply`, or check KINGUIN_TOPICS__PREFIX.",
                 ) from error
+            if error.args[0].code() in NOT_AUTHORIZED:
+                raise not_authorized(error.args[0]) from error
             raise unreachable(error) from error
         return cluster_id, ids

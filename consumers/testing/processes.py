@@ -236,7 +236,7 @@ class Driver(ABC):
 
     def _next_due_s(self) -> float | None:
         loops = [process.loop for process in self._processes if not process.has_failed]
-        dues_s = (loop.next_due_s for loop in loops if not loop.waits_for_database)
+        dues_s = (loop.next_due_s for loop in loops if loop.waits_for is None)
         return min((due_s for due_s in dues_s if due_s is not None), default=None)
 
     def _start(self) -> None:

@@ -214,12 +214,10 @@ def test_a_partition_is_given_up_once_the_batch_in_hand_is_stored(driver: AheadD
     assert driver.folded == driver.all_records
 
 
-@pytest.mark.parametrize("group_protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("group_protocol", ["classic", "consumer"], indirect=True)
+@pytest.mark.usefixtures("group_protocol")
 @pytest.mark.parametrize("fetch", range(8))
-def test_a_rebalance_between_two_slices_of_a_batch_costs_nothing_and_repeats_nothing(
-    group_protocol: str, fetch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KINGUIN_KAFKA__CONFIG", f'{{"group.protocol": "{group_protocol}"}}')
+def test_a_rebalance_between_two_slices_of_a_batch_costs_nothing_and_repeats_nothing(fetch: int) -> None:
     with AheadDriver() as driver:
         send(driver, 40)
         driver.run(at_most=0)
@@ -244,7 +242,7 @@ def test_a_batch_in_hand_that_the_database_did_not_take_is_read_again_with_what_
     driver.stores[0].apply_by_key = away  # type: ignore[method-assign, assignment]
     driver.turn()
     driver.turn()
-    assert driver.loop.waits_for_database
+    assert driver.loop.waits_for == "database"
     assert (driver.loop.applied, driver.offsets()) == (0, {})
     driver.stores[0].apply_by_key = apply  # type: ignore[method-assign]
     driver.clock.advance(60)
@@ -279,13 +277,39 @@ def test_a_batch_that_was_undone_after_it_was_handed_over_does_not_pass_for_appl
     driver.wait_stored()
     assert [(span.has_ended, span.said) for span in spans] == [(True, (BATCH, "state_away", True))]
     driver.turn()  # fetches the next one, which is dropped
-    assert driver.loop.waits_for_database
+    assert driver.loop.waits_for == "database"
     driver.clock.advance(60)
     driver.run()
     assert [span.said[1] for span in spans] == ["state_away", "state_away", "applied", "applied"]
     assert all(span.has_ended for span in spans)
     assert sum(driver.loop.tally.batch_records._counts) == 2
     assert driver.folded == driver.all_records
+
+
+def test_a_kafka_that_is_away_is_waited_for_with_nothing_in_hand(
+    driver: AheadDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(driver, 3 * BATCH)
+    driver.run(at_most=0)
+    driver.turn()
+    for part in driver.loop.assigned:
+        log = driver.kafka.log(part)
+        assert log is not None
+        driver.kafka.delete_records(part, log.end)
+
+    def away() -> None:
+        raise OperatorError("kafka_unreachable", "It does not answer.", "Wait.")
+
+    with monkeypatch.context() as patch, held_back(driver.stores[0]) as gate:
+        patch.setattr(driver.loop._member._identity, "ask", away)
+        patch.setattr(driver.loop._member._identity, "watch", lambda: None)
+        threading.Timer(0.1, gate.set).start()
+        driver.turn()
+    assert (driver.loop.waits_for, driver.loop.applied) == ("kafka", BATCH)
+    driver.clock.advance(60)
+    with pytest.raises(OperatorError) as ended:
+        driver.run()
+    assert ended.value.code == "offset_out_of_range"
 
 
 def test_what_stops_a_consumer_stops_it_also_when_it_comes_from_the_batch_in_hand(driver: AheadDriver) -> None:

@@ -72,7 +72,9 @@ def test_a_consumer_that_has_caught_up_is_ready_and_says_what_it_has_done(stream
     assert (found["generation"], found["breaker_open"], found["outbox_elected"]) == (1, 0, 1)
     assert found["outbox_age_seconds"] < 60
     assert time.time() - 60 < found["last_commit_timestamp_seconds"] <= time.time()
-    assert {found[f"paused_partitions {reason}"] for reason in ("database", "schema", "retry", "handler")} == {0}
+    assert {found[f"paused_partitions {reason}"] for reason in ("database", "kafka", "schema", "retry", "handler")} == {
+        0
+    }
     assert not [name for name in found if name.startswith("stopped")]
 
 

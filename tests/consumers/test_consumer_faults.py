@@ -343,7 +343,7 @@ def test_row_59_while_the_database_is_down_no_offset_is_committed_and_then_nothi
         streams.write(*sent[:2_000])
         wait_until(lambda: running.loop.applied > 500, "a part to be applied")
         own_postgres.stop("immediate")
-        wait_until(lambda: running.loop.waits_for_database, "the loop to notice")
+        wait_until(lambda: running.loop.waits_for == "database", "the loop to notice")
         parts = [(streams.name(record), number) for record in ORDER_TOPICS for number in range(2)]
         time.sleep(1.5)  # a commit that was sent before has arrived
         applied, said = running.loop.applied, committed(streams, "order-state", *parts)
@@ -379,7 +379,7 @@ def test_row_60_a_sqlite_file_that_is_busy_is_waited_for_and_one_that_is_read_on
         other.execute("BEGIN IMMEDIATE")
         until_s = time.monotonic() + locked_s
         streams.write(*sent[500:1_000])
-        wait_until(lambda: running.loop.waits_for_database, "the loop to notice")
+        wait_until(lambda: running.loop.waits_for == "database", "the loop to notice")
         time.sleep(max(0.0, until_s - time.monotonic()))
         assert running.loop.applied == 500
         other.execute("COMMIT")

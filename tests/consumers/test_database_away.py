@@ -39,11 +39,11 @@ def test_row_59_a_database_that_is_away_is_waited_for(
         running.catch_up(streams.ends("order.status"))
         server.stop(mode)
         streams.write(*(order_status("completed", 1, order_id=f"O{n}") for n in range(40)))
-        wait_until(lambda: running.loop.waits_for_database, "the loop to notice")
+        wait_until(lambda: running.loop.waits_for == "database", "the loop to notice")
         streams.write(*(order_status("refunded", 2, order_id=f"O{n}") for n in range(20)))
         server.start()
         running.catch_up(streams.ends("order.status"))
-        assert not running.loop.waits_for_database
+        assert running.loop.waits_for is None
         assert len(running.loop.assigned) == 4
     assert reader.orders_by_status(state.url) == {"processing": 10, "completed": 20, "refunded": 20}
 
@@ -59,7 +59,7 @@ def test_partitions_that_come_while_the_database_is_away_are_read_from_their_off
     store = StateStore(state, ORDER_STATE)
     server.stop()
     with running_loop(streams, tmp_path, state=state, store=store, **QUICK) as running:
-        wait_until(lambda: running.loop.waits_for_database, "the loop to notice")
+        wait_until(lambda: running.loop.waits_for == "database", "the loop to notice")
         server.start()
         running.catch_up(streams.ends("order.status"))
         assert running.loop.applied == 50

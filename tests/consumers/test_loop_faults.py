@@ -74,17 +74,17 @@ def test_a_kafka_that_is_away_while_the_database_is_waited_for_is_waited_for_too
     with monkeypatch.context() as patch:
         patch.setattr(driver.process.store, "apply_by_key", away("state_away"))
         driver.turn()
-        assert driver.loop.waits_for_database
+        assert driver.loop.waits_for == "database"
         patch.setattr(driver.loop._member._identity, "ask", away("kafka_unreachable"))
         patch.setattr(driver.loop._member._identity, "watch", lambda: None)  # the real one never waits for Kafka
         for _ in range(3):
             driver.clock.advance(60)
             driver.turn()
-            assert driver.loop.waits_for_database
+            assert driver.loop.paused["kafka"] == len(driver.loop.assigned)
     driver.clock.advance(60)
     driver.turn()
     driver.run()
-    assert not driver.loop.waits_for_database
+    assert driver.loop.waits_for is None
     assert driver.loop.applied == 1
 
 

@@ -43,6 +43,6 @@ def test_partitions_that_wait_are_counted_by_what_they_wait_for() -> None:
     held.hold_for_schema(TopicPart("t", 0), [message], 10.0)  # type: ignore[list-item]
     held.hold(TopicPart("t", 1), [message], 15.0)  # type: ignore[list-item]
     held.hold(TopicPart("t", 2), [message], 10.0)  # type: ignore[list-item]
-    assert held.waiting(10.0) == {"database": 0, "schema": 1, "retry": 1, "handler": 1}
+    assert held.waiting(10.0) == {"database": 0, "kafka": 0, "schema": 1, "retry": 1, "handler": 1}
     held.clear()
     assert sum(held.waiting(10.0).values()) == 0
