@@ -10,9 +10,7 @@ from confluent_kafka import KafkaException
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.schemas.topics import MAX_RECORD_BYTES
 from kinguin_streams.telemetry.operator_error import OperatorError
-
-# librdkafka writes up to 20 lines a second to stderr while a broker is away; every client is given this logger instead.
-SAME_LINE_EVERY_S = 10.0
+from kinguin_streams.telemetry.repeats import Repeats
 
 
 class _Repeats(logging.Filter):
@@ -20,19 +18,15 @@ class _Repeats(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._passed_s: dict[str, float] = {}
+        self._repeats = Repeats()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log it. Lines that differ only in how long an attempt took are the same line."""
         line = re.sub(r"\(after \d+ms", "(after", record.getMessage())
-        if record.created - self._passed_s.get(line, float("-inf")) < SAME_LINE_EVERY_S:
-            return False
-        if len(self._passed_s) > 1_000:
-            self._passed_s.clear()
-        self._passed_s[line] = record.created
-        return True
+        return self._repeats.unsaid(line, record.created) is not None
 
 
+# librdkafka writes up to 20 lines a second to stderr while a broker is away; every client is given this logger instead.
 CLIENT_LOGGER = logging.getLogger("librdkafka")
 CLIENT_LOGGER.addFilter(_Repeats())
 

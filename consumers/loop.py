@@ -129,6 +129,7 @@ class ConsumeLoop:
             away=self._away,
             tally=self.tally,
             settle=self._settle,
+            clock=clock,
         )
         # A handler's code is somebody else's, and may make cycles for as long as it runs.
         self._garbage = nullcontext if effect.offsets_are_kafkas else without_cycles_looked_for

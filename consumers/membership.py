@@ -14,12 +14,14 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicP
 from kinguin_streams.consumers.away_wait import AwayWait
 from kinguin_streams.consumers.batch import Message, TopicPart
 from kinguin_streams.consumers.client import ConsumerClient, Identity, NewClient
+from kinguin_streams.consumers.clock import Clock
 from kinguin_streams.consumers.effect import Effect
 from kinguin_streams.consumers.held import HeldPartitions
 from kinguin_streams.consumers.kafka_errors import NO_SUCH_TOPIC, NOT_AUTHORIZED, not_authorized
 from kinguin_streams.consumers.store import PartitionSource
 from kinguin_streams.consumers.tally import Tally
 from kinguin_streams.telemetry.operator_error import OperatorError
+from kinguin_streams.telemetry.repeats import Repeats
 
 log = structlog.get_logger()
 
@@ -42,6 +44,7 @@ class Membership:
         away: AwayWait,
         tally: Tally,
         settle: Callable[[], None],
+        clock: Clock,
     ) -> None:
         """config: for a consumer of librdkafka. held, away: what pauses partitions; it forgets with them.
 
@@ -55,6 +58,8 @@ class Membership:
         self._away = away
         self._tally = tally
         self._settle = settle
+        self._clock = clock
+        self._repeats = Repeats()
         self._log = log.bind(consumer=effect.name)
         self._is_incremental = _is_incremental(config)
         self._client: ConsumerClient | None = None
@@ -358,7 +363,10 @@ class Membership:
         elif error.fatal():
             self._failure = _client_failed(error)
         else:
-            self._log.warning("kafka_trouble", error=error.name(), detail=error.str())
+            # While a broker is away the client says so for each connection that it tries: 10 to 20 times a second.
+            unsaid = self._repeats.unsaid(error.name(), self._clock.monotonic_s())
+            if unsaid is not None:
+                self._log.warning("kafka_trouble", error=error.name(), detail=error.str(), unsaid=unsaid)
 
 
 def with_short_session(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import logging
 
-from kinguin_streams.cluster.connection import CLIENT_LOGGER, SAME_LINE_EVERY_S
+from kinguin_streams.cluster.connection import CLIENT_LOGGER
+from kinguin_streams.telemetry.repeats import SAME_EVERY_S
 
 
 def passes(message: str, at_s: float) -> bool:
@@ -16,4 +17,4 @@ def test_the_same_line_is_logged_once_in_a_while_and_another_line_at_once() -> N
     assert passes("Connect to b:1 failed (after 0ms in state CONNECT)", now_s)
     assert not passes("Connect to b:1 failed (after 3ms in state CONNECT)", now_s + 0.1)
     assert passes("Connect to b:2 failed (after 0ms in state CONNECT)", now_s + 0.2)
-    assert passes("Connect to b:1 failed (after 0ms in state CONNECT)", now_s + SAME_LINE_EVERY_S)
+    assert passes("Connect to b:1 failed (after 0ms in state CONNECT)", now_s + SAME_EVERY_S)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from structlog.testing import capture_logs
 
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
@@ -155,6 +156,24 @@ def test_offsets_that_the_client_does_not_even_take_are_told_again(
     driver.clock.advance(60)
     driver.turn()
     assert sum(group.committed.values()) == 1
+
+
+def test_a_broker_that_is_away_is_said_once_in_a_while_and_another_trouble_at_once(driver: LoopDriver) -> None:
+    def said(error: int, times: int = 1) -> list[tuple[str, int]]:
+        with capture_logs() as lines:
+            for _ in range(times):
+                driver.loop._member._on_error(KafkaError(error, "it is away"))
+        return [(line["error"], line["unsaid"]) for line in lines if line["event"] == "kafka_trouble"]
+
+    assert said(KafkaError._TRANSPORT, 100) == [("_TRANSPORT", 0)]
+    assert said(KafkaError._ALL_BROKERS_DOWN, 2) == [("_ALL_BROKERS_DOWN", 0)]
+    driver.clock.advance(9.9)
+    assert said(KafkaError._TRANSPORT) == []
+    driver.clock.advance(0.1)
+    assert said(KafkaError._TRANSPORT, 5) == [("_TRANSPORT", 100)]
+    assert said(KafkaError._RESOLVE) == [("_RESOLVE", 0)]
+    driver.clock.advance(10)
+    assert said(KafkaError._TRANSPORT) == [("_TRANSPORT", 4)]
 
 
 def test_records_are_counted_by_their_topic(driver: LoopDriver) -> None:
