@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ from kinguin_streams.consumers.testing import HandlerDriver, ProjectionDriver, e
 from kinguin_streams.consumers.testing.processes import Driver, Process
 from kinguin_streams.schemas.events import OrderStatus
 from kinguin_streams.telemetry.operator_error import OperatorError
+from tests.conftest import KafkaCluster
+from tests.consumers.deliveries import order_status
+from tests.consumers.kafka_streams import Streams, running_loop
+from tests.consumers.running_handlers import running_app
 
 RECORDS = 12
 
@@ -253,3 +258,40 @@ def test_who_may_not_ask_about_a_topic_is_not_told_that_kafka_is_away(error: int
     with pytest.raises(OperatorError) as refused:
         identity.ask()
     assert refused.value.code == code
+
+
+@pytest.fixture
+def streams(kafka: KafkaCluster, topic_prefix: str) -> Streams:
+    return Streams(kafka.bootstrap_servers, topic_prefix).make()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("kind", ["projection", "handlers"])
+def test_the_real_client_goes_on_with_partitions_that_came_while_kafka_did_not_answer(
+    streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, protocol: str
+) -> None:
+    asked: list[bool] = []
+    ask = SourceIdentity.ask
+
+    def silent_at_first(identity: SourceIdentity) -> tuple[str, dict[str, str]]:
+        asked.append(True)
+        if len(asked) in (2, 3):  # the first is the start's
+            raise OperatorError("kafka_unreachable", "It does not answer.", "Wait.")
+        return ask(identity)
+
+    monkeypatch.setattr(SourceIdentity, "ask", silent_at_first)
+    streams.kafka = streams.kafka.model_copy(update={"config": {"group.protocol": protocol}})
+    streams.write(*(order_status("processing", order_id=f"O{n}") for n in range(RECORDS)))
+    ends = streams.ends("order.status")
+    calls = Calls()
+    if kind == "projection":
+        with running_loop(streams, tmp_path, state_retry_s=0.1) as running:
+            running.catch_up(ends)
+            assert running.loop.waits_for is None
+    else:
+        with running_app(streams, calls.app, state_retry_s=0.1) as app:
+            app.catch_up(ends)
+            assert app.loop.waits_for is None
+        assert (len(calls.seen), len(set(calls.seen))) == (RECORDS, RECORDS)
+    assert len(asked) >= 4
