@@ -128,7 +128,8 @@ class Membership:
         fetched = self.client.consume(most_records, wait_s)
         if self._failure is not None:
             raise self._failure
-        self._identity.watch()
+        if not self._away.is_on:  # else read_again asks
+            self._identity.watch()
         # A rebalance inside consume() may leave records of a partition that has gone, or that came back and is
         # read again from its stored offset.
         handed = self._handed
@@ -209,8 +210,11 @@ class Membership:
         """Fetch everything again from where it is to go on, if all that say so answer.
 
         Nobody knows whether the last transaction was committed when the line to the database broke; its offsets say so.
+        Kafka is not waited for: it may be away for hours, and a stop would come after its time most of the time.
         """
         try:
+            if not self._identity.is_as_before():
+                return
             starts = self._starts(self.sources)
         except OperatorError as error:
             self._away.begin(error, self._effect.name)
@@ -242,6 +246,7 @@ class Membership:
         self._handed.update(dict.fromkeys(new, 0))
         self._changed.update(new)
         try:
+            self._identity.ask_again()
             starts = self._starts(new)
         except OperatorError as error:
             self._away.begin(error, self._effect.name)
@@ -268,8 +273,7 @@ class Membership:
             self.pause(self.sources)
 
     def _starts(self, sources: Mapping[TopicPart, PartitionSource]) -> list[TopicPartition]:
-        """Return where each partition is to be read from, and note it. Raises what ask_again and Effect.starts do."""
-        self._identity.ask_again()
+        """Return where each partition is to be read from, and note it. Raises what Effect.starts does."""
         stored = self._effect.starts(self.client, self._source, sources)
         if self._effect.offsets_are_kafkas:
             # What was done since a partition came, Kafka may not have been told while it was away.

@@ -44,8 +44,8 @@ class SourceIdentity:
 
         Raises OperatorError: "topic_missing", "not_authorized", "kafka_unreachable".
         """
+        self._question = None  # older than this one
         self._known = _Question(self._admin, self._topics, self._wait_s).answer()
-        self._question = None
         self._asked_s = time.monotonic()
         return self._known
 
@@ -55,22 +55,31 @@ class SourceIdentity:
         if known is not None:
             self._compare(known, self.ask())
 
+    def is_as_before(self) -> bool:
+        """Return whether the cluster has answered, and nothing has changed; False until it has. Never waits for it.
+
+        Raises as ask_again does: "kafka_unreachable" once the answer has not come in time. The next call asks anew.
+        """
+        if self._question is None:
+            self._asked_s = time.monotonic()
+            self._question = _Question(self._admin, self._topics, self._wait_s)
+        if not self._question.is_answered():
+            return False
+        question, self._question = self._question, None
+        answer = question.answer()
+        if self._known is not None:
+            self._compare(self._known, answer)
+        return True
+
     def watch(self) -> None:
         """Do as ask_again does, every few seconds, without ever waiting for the cluster."""
-        if self._question is not None and self._question.is_answered():
-            question, self._question = self._question, None
+        if self._question is not None or time.monotonic() - self._asked_s >= WATCH_EVERY_S:
             try:
-                answer = question.answer()
+                self.is_as_before()
             except OperatorError as error:
                 if error.code != "kafka_unreachable":
                     raise
                 log.debug("identity_unknown", reason=error.what)
-            else:
-                if self._known is not None:
-                    self._compare(self._known, answer)
-        if self._question is None and time.monotonic() - self._asked_s >= WATCH_EVERY_S:
-            self._asked_s = time.monotonic()
-            self._question = _Question(self._admin, self._topics, self._wait_s)
 
     def _compare(self, known: tuple[str, dict[str, str]], now: tuple[str, dict[str, str]]) -> None:
         if known[0] != now[0]:

@@ -183,6 +183,11 @@ class MemoryIdentity:
             if known[1][topic] != topic_id:
                 raise topic_replaced(topic, known[1][topic], topic_id, self._hints)
 
+    def is_as_before(self) -> bool:
+        """Do as ask_again does, and return True: the answer is there."""
+        self.ask_again()
+        return True
+
     def watch(self) -> None:
         """Do as ask_again does, each time: there is nothing to wait for."""
         self.ask_again()

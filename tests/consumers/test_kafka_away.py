@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from kinguin_streams.consumers import source_identity
 from kinguin_streams.consumers.app import App, Context
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
@@ -272,15 +273,15 @@ def test_the_real_client_goes_on_with_partitions_that_came_while_kafka_did_not_a
     streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, protocol: str
 ) -> None:
     asked: list[bool] = []
-    ask = SourceIdentity.ask
+    answer = source_identity._Question.answer
 
-    def silent_at_first(identity: SourceIdentity) -> tuple[str, dict[str, str]]:
+    def silent_at_first(question: Any) -> tuple[str, dict[str, str]]:
         asked.append(True)
         if len(asked) in (2, 3):  # the first is the start's
             raise OperatorError("kafka_unreachable", "It does not answer.", "Wait.")
-        return ask(identity)
+        return answer(question)
 
-    monkeypatch.setattr(SourceIdentity, "ask", silent_at_first)
+    monkeypatch.setattr(source_identity._Question, "answer", silent_at_first)
     streams.kafka = streams.kafka.model_copy(update={"config": {"group.protocol": protocol}})
     streams.write(*(order_status("processing", order_id=f"O{n}") for n in range(RECORDS)))
     ends = streams.ends("order.status")

@@ -18,7 +18,7 @@ from kinguin_streams.consumers.testing.murmur2 import murmur2
 from kinguin_streams.schemas.outgoing import OutgoingRecord
 from kinguin_streams.telemetry.operator_error import OperatorError
 from tests.conftest import KafkaCluster
-from tests.consumers.kafka_streams import Streams
+from tests.consumers.kafka_streams import Streams, wait_until
 
 PARTITIONS = 2
 PATIENCE_S = 30.0
@@ -490,6 +490,7 @@ def test_a_topic_made_anew_has_another_id(cluster: Cluster) -> None:
     identity = cluster.identity(cluster.topic)
     cluster_id, before = identity.ask()
     identity.ask_again()
+    wait_until(identity.is_as_before, "an answer")
     cluster.delete_topic()
     with pytest.raises(OperatorError) as missing:
         identity.ask_again()
