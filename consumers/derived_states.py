@@ -11,7 +11,7 @@ from kinguin_streams.consumers.live_rows import (
     by_product,
     changes,
     decode_order,
-    ids_by_store,
+    of_keys,
     states,
 )
 from kinguin_streams.consumers.projection import Projection, StateKey
@@ -22,19 +22,17 @@ def states_of(
     connection: Connection, projection: Projection, generation: int, revisions: Mapping[StateKey, int]
 ) -> dict[StateKey, Derived]:
     """Return the records of these keys, at these revisions; one that was forgotten is not among them."""
-    state, change = tables.projection_state, tables.product_change
     found: dict[StateKey, Derived] = {}
-    for store, ids in ids_by_store(sorted(revisions)):
-        if projection.derived == "order.state":
-            orders = states(projection.name, generation).where(state.c.store == store, state.c.id.in_(ids))
-            for _, id_, text, _ in connection.execute(orders):
-                key = StateKey(store, id_)
-                found[key] = order_record(key, decode_order(text), generation, revisions[key])
-        else:
-            wanted = change.c.kinguin_id.in_([int(id_) for id_ in ids])
-            rows = connection.execute(changes(generation).where(change.c.store == store, wanted))
-            for key, its_changes in by_product(rows):
-                found[key] = product_record(key, its_changes, generation, revisions[key])
+    if projection.derived == "order.state":
+        orders = of_keys(connection, states(projection.name, generation), tables.projection_state.c.id, revisions)
+        for store, id_, text, _ in orders:
+            key = StateKey(store, id_)
+            found[key] = order_record(key, decode_order(text), generation, revisions[key])
+    else:
+        wanted = [(store, int(id_)) for store, id_ in revisions]
+        rows = of_keys(connection, changes(generation), tables.product_change.c.kinguin_id, wanted)
+        for key, its_changes in by_product(rows):
+            found[key] = product_record(key, its_changes, generation, revisions[key])
     return found
 
 

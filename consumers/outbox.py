@@ -4,10 +4,25 @@ Rows are written in the transaction of the state itself, and taken away when Kaf
 publishes them is in consumers/relay.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Text, and_, bindparam, delete, literal, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kinguin_streams.consumers import tables
@@ -85,8 +100,10 @@ class OutboxWriter:
         rows = select(*(state.c[name] for name in names))
         if self._is_postgres:
             keys = self._keys()
-            its = and_(mine, state.c.store == keys.c.store, state.c.id == keys.c.id)
-            rows = rows.join_from(state, keys, its).order_by(state.c.store, state.c.id)
+            row = rows.where(mine, state.c.store == keys.c.store, state.c.id == keys.c.id)
+            its = row.limit(1).lateral("its")  # see PostgresRows in state_rows.py
+            rows = select(*(its.c[name] for name in names)).join_from(keys, its, true())
+            rows = rows.order_by(its.c.store, its.c.id)
             insert: Any = postgresql.insert(table)
         else:
             one = (state.c[name] == bindparam(f"key_{name}", type_=Text) for name in ("store", "id"))
@@ -112,26 +129,33 @@ def peek(
     return [Queued(StateKey(store, id_), revision) for store, id_, revision in rows]
 
 
-def confirm(connection: Connection, projection: str, generation: int, told: Iterable[Queued]) -> None:
+def confirm(connection: Connection, projection: str, generation: int, told: Sequence[Queued]) -> None:
     """Take away the rows whose revision is still the one that Kafka has confirmed.
 
     A row that a writer is just changing is left, not waited for: its revision will be another one.
     """
+    if not told:
+        return
     table = tables.projection_outbox
     mine = and_(table.c.projection == projection, table.c.generation == generation)
     columns = [{"told_store": key.store, "told_id": key.id, "told_revision": revision} for key, revision in told]
-    if not columns:
-        return
     if connection.dialect.name != "postgresql":
         same = (table.c[name] == bindparam(f"told_{name}") for name in ("store", "id", "revision"))
         connection.execute(delete(table).where(mine, *same), columns)
         return
     its = unnested("told", store=Text, id=Text, revision=BigInteger)
-    same_row = and_(mine, *(table.c[name] == its.c[name] for name in ("store", "id", "revision")))
-    key = (table.c.store, table.c.id, table.c.revision)
-    free = select(*key).join_from(table, its, same_row).with_for_update(of=table, skip_locked=True)
+    same_row = and_(*(table.c[name] == its.c[name] for name in ("store", "id", "revision")))
+    # From the first key to the last, and found by where they lie. Measured on a table that PostgreSQL has not analysed yet (it
+    # takes few rows of it to be of this projection): told by their columns alone, it looked for each of 1,000 among all of
+    # 12,000, in 3 s, and of 60,000 in 19 s; so it takes 10 ms.
+    keys = [row.key for row in told]
+    first, last = (tuple_(literal(key.store), literal(key.id)) for key in (min(keys), max(keys)))
+    key = tuple_(table.c.store, table.c.id)
+    row_id: Any = literal_column("projection_outbox.ctid")
+    free = select(row_id).join_from(table, its, same_row).where(mine, key >= first, key <= last)
+    free = free.with_for_update(of=table, skip_locked=True)
     values = {f"{name}s": [row[f"told_{name}"] for row in columns] for name in ("store", "id", "revision")}
-    connection.execute(delete(table).where(mine, tuple_(*key).in_(free)), values)
+    connection.execute(delete(table).where(row_id == any_(func.array(free.scalar_subquery()))), values)
 
 
 def forget(connection: Connection, projection: str, generation: int, key: StateKey) -> bool:
