@@ -170,7 +170,7 @@ class Membership:
     def commit(self) -> bool:
         """Tell Kafka how far it came, without waiting for its answer; return whether there was anything to tell.
 
-        What Kafka has not taken is told again by the next commit, see _on_commit.
+        Where a report says another offset than the last one, or an error, the next commit tells it again, see _on_commit.
         """
         if not self._uncommitted:
             return False
@@ -354,12 +354,16 @@ class Membership:
         return self._away.waits_for != "kafka"
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        # Measured: a commit that was on its way when the broker went is given up by the client. Where nothing more
-        # arrives, nobody would tell Kafka ever: the lag would stand, and after a crash all of it would come again.
+        # Measured: a commit that was on its way when the broker went is given up by the client. And of two that wait in the
+        # client for the group's coordinator, the older may be taken last: both are reported without an error, the newer
+        # first, and Kafka has the older offset. Where nothing more arrives, nobody would tell Kafka ever: the lag
+        # would stand, and after a crash all of it would come again. The last report says what Kafka has.
         for each in partitions:
             part = TopicPart(each.topic, each.partition)
-            if (error or each.error) is not None and part in self._moved:
-                self._uncommitted[part] = self._moved[part]
+            moved = self._moved.get(part)
+            is_told = error is None and each.error is None and each.offset == moved
+            if moved is not None and not is_told:
+                self._uncommitted[part] = moved
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() in NOT_AUTHORIZED:

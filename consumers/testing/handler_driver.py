@@ -5,7 +5,7 @@ The handlers are called for real: what they call must be the test's own. Progres
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from kinguin_streams.consumers.app import App
 from kinguin_streams.consumers.batch import TopicPart
@@ -48,14 +48,28 @@ class HandlerDriver(Driver):
     @contextmanager
     def commits_fail(self) -> Iterator[None]:
         """Let Kafka take no commit of the processes that there are, as while the group's coordinator is away."""
+        with self._of_each_client("commits_fail"):
+            yield
+
+    @contextmanager
+    def commits_wait(self) -> Iterator[None]:
+        """Let the commits of the processes that there are wait; the next `run` has them taken, the last one first.
+
+        So the client may do when the group's coordinator comes back: the group then has the older offset.
+        """
+        with self._of_each_client("commits_wait"):
+            yield
+
+    @contextmanager
+    def _of_each_client(self, fault: Literal["commits_fail", "commits_wait"]) -> Iterator[None]:
         clients = [process.client for process in self._processes]
         for client in clients:
-            client.commits_fail = True
+            setattr(client, fault, True)
         try:
             yield
         finally:
             for client in clients:
-                client.commits_fail = False
+                setattr(client, fault, False)
 
     def _new_effect(self) -> tuple[HandlerEffect, StateStore | None]:
         return HandlerEffect(self.app, self._settings, clock=self.clock), None

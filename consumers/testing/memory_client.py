@@ -86,13 +86,17 @@ class MemoryClient:
         """Called when it is about to commit, and before anything is: the process may die there."""
         self.commits_fail = False
         """Kafka takes no commit, as while the group's coordinator is away."""
+        self.commits_wait = False
+        """Commits that are not waited for stay in the client, and the last one is taken first once this is over. Measured with a
+        broker that restarted (librdkafka 2.16): of two that waited for the group's coordinator, the older was taken last."""
         self.after_commit: Callable[[], None] | None = None
         """The same when it has committed, and does not know yet."""
         self._owned: frozenset[TopicPart] = frozenset()
         self._positions: dict[TopicPart, int] = {}
         self._paused: set[TopicPart] = set()
         self._on_commit: Callable[[KafkaError | None, list[TopicPartition]], None] | None = config.get("on_commit")
-        self._not_taken: list[tuple[KafkaError, list[TopicPartition]]] = []
+        self._waiting: list[list[TopicPartition]] = []
+        self._reports: list[tuple[KafkaError | None, list[TopicPartition]]] = []
         self._is_cut_off = False
         self._is_closed = False
         self._awaits_share = False
@@ -122,9 +126,11 @@ class MemoryClient:
     def consume(self, num_messages: int, timeout: float) -> list[MemoryMessage]:  # noqa: ARG002 - nothing to wait for
         """Return the next records, in the order of arrival, at once. Partitions come and go within this call."""
         self._refuse_if_closed()
-        not_taken, self._not_taken = self._not_taken, []
+        while self._waiting and not self.commits_wait:
+            self._commit_and_report(self._waiting.pop())
+        reports, self._reports = self._reports, []
         if self._on_commit is not None:
-            for error, offsets in not_taken:
+            for error, offsets in reports:
                 self._on_commit(error, offsets)
         has_news = not self._is_cut_off and self.topics != () and self._rebalance()
         messages = self._fetch(num_messages if self.at_most is None else min(num_messages, self.at_most))
@@ -163,25 +169,20 @@ class MemoryClient:
     def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition] | None:
         """Commit for the group. Of a member that the group has given up nothing is taken.
 
-        Who waits for it is told by KafkaException, who does not by on_commit, in the next consume().
+        Who waits for it is told by KafkaException, who does not by on_commit, in a later consume().
         """
         self._refuse_if_closed()
         if self.before_commit is not None:
             self.before_commit()
-        error = None
-        if self not in self._group.members:
-            error = KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "the group has given this member up")
-        elif self.commits_fail:
-            error = KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE, "the group's coordinator is away")
-        if error is not None:
-            if not asynchronous:
+        if not asynchronous:
+            error = self._take_commit(offsets)
+            if error is not None:
                 raise KafkaException(error)
-            self._not_taken.append((error, offsets))
+        elif self.commits_wait:
+            self._waiting.append(offsets)
             return None
-        for partition in offsets:
-            part = TopicPart(partition.topic, partition.partition)
-            self._group.committed[part] = partition.offset
-            self._group.metadata[part] = partition.metadata or ""
+        else:
+            self._commit_and_report(offsets)
         if self.after_commit is not None:
             self.after_commit()
         return None if asynchronous else offsets
@@ -203,6 +204,21 @@ class MemoryClient:
         self._is_closed = True
 
     # The group
+
+    def _commit_and_report(self, offsets: list[TopicPartition]) -> None:
+        self._reports.append((self._take_commit(offsets), offsets))
+
+    def _take_commit(self, offsets: list[TopicPartition]) -> KafkaError | None:
+        """Return why the group has not taken them."""
+        if self not in self._group.members:
+            return KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "the group has given this member up")
+        if self.commits_fail:
+            return KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE, "the group's coordinator is away")
+        for partition in offsets:
+            part = TopicPart(partition.topic, partition.partition)
+            self._group.committed[part] = partition.offset
+            self._group.metadata[part] = partition.metadata or ""
+        return None
 
     def _rebalance(self) -> bool:
         """Notice what has become of the group; return whether there was anything to notice."""

@@ -62,6 +62,18 @@ def test_a_commit_that_kafka_did_not_take_is_made_again_though_nothing_new_arriv
         assert (len(calls.seen), sum(driver.offsets().values())) == (6, 6)
 
 
+def test_of_two_commits_that_kafka_took_the_wrong_way_round_the_later_is_made_again() -> None:
+    calls = Calls()
+    with HandlerDriver(calls.app, partitions=1) as driver:
+        with driver.commits_wait():
+            for batch in (orders(10)[:4], orders(10)[4:]):
+                driver.send(*batch)
+                driver.run()
+            assert (len(calls.seen), driver.offsets()) == (10, {})
+        driver.run()
+        assert (len(calls.seen), sum(driver.offsets().values())) == (10, 10)
+
+
 def test_a_failed_record_comes_again_when_its_time_has_come_and_holds_up_its_partition_only() -> None:
     calls = Calls(away("O0"))
     with HandlerDriver(calls.app, partitions=2, handler_retry_s=1.0) as driver:

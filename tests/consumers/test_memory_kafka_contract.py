@@ -400,6 +400,26 @@ def test_what_was_committed_is_found_by_the_group(cluster: Cluster, join: Callab
     assert [found.offset for found in another.client.committed(both, timeout=15.0)] == [2, OFFSET_INVALID]
 
 
+def test_a_commit_that_nobody_waits_for_is_reported_by_a_later_consume(
+    cluster: Cluster, join: Callable[..., Member]
+) -> None:
+    """With the offset that was taken: two commits may be taken in the other order, and nothing else says so."""
+    reports: list[tuple[Any, list[tuple[int, int, Any]]]] = []
+
+    def on_commit(error: Any, partitions: list[TopicPartition]) -> None:
+        reports.append((error, [(part.partition, part.offset, part.error) for part in partitions]))
+
+    cluster.write(0, b"a", b"b")
+    member = join(on_commit=on_commit)
+    turn_until(lambda: len(member.records) == 2, member)
+    member.client.commit(offsets=[TopicPartition(cluster.topic, 0, 1)], asynchronous=True)
+    assert reports == []
+    turn_until(lambda: len(reports) == 1, member)
+    member.client.commit(offsets=[TopicPartition(cluster.topic, 0, 2)], asynchronous=True)
+    turn_until(lambda: len(reports) == 2, member)
+    assert reports == [(None, [(0, 1, None)]), (None, [(0, 2, None)])]
+
+
 def test_what_was_committed_carries_what_was_said_with_it(cluster: Cluster, join: Callable[..., Member]) -> None:
     cluster.write(0, b"a", b"b")
     member = join()
