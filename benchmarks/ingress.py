@@ -120,7 +120,7 @@ def _benthos(_port: int) -> list[list[str]]:
         for command in (
             ["mod", "init", "benthos"],
             ["get", BENTHOS],
-            ["build", "-ldflags=-s -w", "-o", "benthos", "."],
+            ["build", "-mod=mod", "-ldflags=-s -w", "-o", "benthos", "."],  # what `get` has not noted of its parts
         ):
             done = subprocess.run(["go", *command], cwd=built, capture_output=True, text=True, check=False)  # noqa: S607
             if done.returncode and command[1] != "init":
