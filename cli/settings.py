@@ -292,6 +292,11 @@ def _variable(location: tuple[int | str, ...]) -> str:
 
 def _message(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
-        return "no such setting; `kinguin-streams config show` lists them all"
+        room = Settings.model_fields.get(str(fault["loc"][0]))
+        keys = getattr(room.annotation, "model_fields", ()) if room is not None else ()
+        them_all = (
+            f"[{fault['loc'][0]}] has {', '.join(keys)}" if keys else "`kinguin-streams config show` lists them all"
+        )
+        return f"no such setting; {them_all}"
     as_json = "; in the environment it is written as JSON" if fault["type"] in ("dict_type", "tuple_type") else ""
     return str(fault["msg"]).removeprefix("Value error, ") + as_json

@@ -235,6 +235,14 @@ def test_a_broken_toml_file_hides_no_other_fault(tmp_path: Path) -> None:
     assert port.startswith("configuration: KINGUIN_INGRESS__PORT: ")
 
 
+def test_who_misspells_a_setting_is_told_those_there_are() -> None:
+    refused = run({"KINGUIN_SPOOL__DIR": "/spool", "KINGUIN_SPOL__PATH": "/spool"}, "config", "check")
+    assert refused.returncode == 2
+    room, key = refused.stderr.splitlines()
+    assert room == "configuration: KINGUIN_SPOL__PATH: no such setting; `kinguin-streams config show` lists them all"
+    assert key.startswith("configuration: KINGUIN_SPOOL__DIR: no such setting; [spool] has enabled, path, ")
+
+
 @pytest.mark.parametrize("option", [("--config", "missing.toml"), ()])
 def test_a_toml_file_that_was_named_must_be_there(option: tuple[str, ...]) -> None:
     refused = run({} if option else {"KINGUIN_CONFIG_FILE": "missing.toml"}, *option, "config", "check")
