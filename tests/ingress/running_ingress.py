@@ -156,16 +156,17 @@ class Log:
         self._topics = declared
         self._decoder = Decoder()
         self._next: dict[tuple[str, int], int] = {}
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap_servers,
-                "group.id": "read-back",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "error",
-                "fetch.wait.max.ms": 10,  # a fetch that waits for more keeps every other request of the connection waiting
-            },
-            logger=CLIENT_LOGGER,
-        )
+        self._config = {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "read-back",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 10,  # a fetch that waits for more keeps every other request of the connection waiting
+        }
+        self._consumer = self._new_consumer()
+
+    def _new_consumer(self) -> Consumer:
+        return Consumer(self._config, logger=CLIENT_LOGGER)
 
     def new(self, name: RecordName) -> list[Kept]:
         """Return the records of a topic that were not returned before, in no order across partitions."""
@@ -179,7 +180,11 @@ class Log:
         return found
 
     def _ends(self, topic: str) -> dict[int, int]:
-        """Return where each partition ends. One of a broker that was paused or killed has no leader for a moment."""
+        """Return where each partition ends. One of a broker that was paused or killed has no leader for a moment.
+
+        Seen once, after a pause: this client, which had been idle, did not find the broker again within 30 s, while
+        others used it. So a new one asks again.
+        """
         deadline_s = time.monotonic() + 30
         while True:
             try:
@@ -192,6 +197,8 @@ class Log:
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(0.1)
+                self._consumer.close()
+                self._consumer = self._new_consumer()
 
     def _read(self, topic: str, partition: int, first: int, end: int) -> Iterator[Kept]:
         self._consumer.assign([TopicPartition(topic, partition, first)])
