@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from kinguin_streams.cli.settings import Settings
-    from kinguin_streams.cluster.publisher import KafkaPublisher
+    from kinguin_streams.cluster.publisher import KafkaPublisher, Publisher
     from kinguin_streams.consumers.effect import Effect
     from kinguin_streams.consumers.loading import Loadable
     from kinguin_streams.consumers.loop import ConsumeLoop
@@ -92,7 +92,7 @@ def _max_poll_interval_s(settings: "Settings") -> float:
     return float(settings.kafka.config.get("max.poll.interval.ms", MAX_POLL_INTERVAL_S * 1000)) / 1000
 
 
-def _loop(effect: "Effect", settings: "Settings", publisher: "KafkaPublisher", tally: "Tally") -> "ConsumeLoop":
+def _loop(effect: "Effect", settings: "Settings", publisher: "Publisher", tally: "Tally") -> "ConsumeLoop":
     from kinguin_streams.cli import wiring
     from kinguin_streams.consumers.loop import ConsumeLoop
     from kinguin_streams.telemetry.traces import traces

@@ -41,7 +41,7 @@ class Work(Protocol):
         ...
 
     def keep(self, letter: DeadLetter) -> None:
-        """Return when the dead letter is in Kafka. Raises OperatorError: "dead_letter_refused", "kafka_unreachable"."""
+        """Return when the dead letter is in Kafka. Raises OperatorError("dead_letter_refused")."""
         ...
 
     def done(self, part: TopicPart, next_offset: int, applied: int) -> None:

@@ -13,13 +13,13 @@ from typing import Final
 import structlog
 
 from kinguin_streams.cluster.connection import admin_config, consumer_config
+from kinguin_streams.cluster.publisher import Publisher
 from kinguin_streams.cluster.settings import KafkaSettings
 from kinguin_streams.consumers import dead_letter_sink
 from kinguin_streams.consumers.away_wait import Away, AwayWait
 from kinguin_streams.consumers.batch import Batch, Message, TopicPart, sort_out
 from kinguin_streams.consumers.client import Identity, NewClient, kafka_client
 from kinguin_streams.consumers.clock import SYSTEM_CLOCK, Clock
-from kinguin_streams.consumers.dead_letter_sink import DeadLetterPublisher
 from kinguin_streams.consumers.effect import Effect
 from kinguin_streams.consumers.garbage import without_cycles_looked_for
 from kinguin_streams.consumers.held import HeldPartitions, PauseReason
@@ -83,7 +83,7 @@ class ConsumeLoop:
         settings: ConsumerSettings,
         decoder: Decoder,
         encoder: RecordEncoder,
-        publisher: DeadLetterPublisher,
+        publisher: Publisher,
         traces: Traces,
         new_client: NewClient = kafka_client,
         identity: Identity | None = None,
@@ -258,7 +258,7 @@ class ConsumeLoop:
                 self._member.read_again()
             return
         if gathered.count:
-            with self._somebody_may_be_away():
+            with self._database_may_be_away():
                 self._take_effect(gathered)
         else:
             self._settle()
@@ -304,12 +304,12 @@ class ConsumeLoop:
 
     def _settle(self) -> None:
         """Wait for what is in hand: partitions are about to change, or there is nothing else to do."""
-        with self._somebody_may_be_away():
+        with self._database_may_be_away():
             self._effect.settle(self)
 
     @contextmanager
-    def _somebody_may_be_away(self) -> Iterator[None]:
-        """Pause everything while the database is, or Kafka for a dead letter; what is in hand or was fetched is read again then."""
+    def _database_may_be_away(self) -> Iterator[None]:
+        """Pause everything if it is; what is in hand or was fetched is dropped, and read again once the database is back."""
         try:
             yield
         except OperatorError as error:
@@ -344,7 +344,7 @@ class ConsumeLoop:
         self.tally.batch(count, self._clock.monotonic_s() - began_s)
 
     def keep(self, letter: DeadLetter) -> None:
-        """Return when the dead letter is in Kafka. For the effect. Raises as dead_letter_sink.keep does."""
+        """Return when the dead letter is in Kafka. For the effect. Raises OperatorError("dead_letter_refused")."""
         dead_letter_sink.keep(letter, self._publisher, self._topics, self._encoder)
         self.tally.dead_letter(letter.reason)
 

@@ -42,14 +42,11 @@ class RunningApp(RunningInThread):
         *,
         decoder: Decoder | None = None,
         max_poll_interval_s: float = 300.0,
-        publisher_wait_s: float = 5.0,
         **settings: Any,
     ) -> None:
         self._streams = streams
         self._name = app.name
-        self._publisher = KafkaPublisher(
-            producer_config(streams.kafka, client_id="dead-letters"), ack_wait_s=publisher_wait_s
-        )
+        self._publisher = KafkaPublisher(producer_config(streams.kafka, client_id="dead-letters"), ack_wait_s=5.0)
         consumer_settings = ConsumerSettings(group_prefix=streams.prefix, **{**FAST, **settings})
         super().__init__(
             ConsumeLoop(

@@ -1,6 +1,5 @@
 """A Kafka that does not say who it is, or how far a group has come, when partitions come: it is waited for, and nothing is lost."""
 
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -10,9 +9,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from kinguin_streams.cluster.publisher import FailureCode, PublishFailed
 from kinguin_streams.consumers import source_identity
-from kinguin_streams.consumers.app import App, Context, Reject
+from kinguin_streams.consumers.app import App, Context
 from kinguin_streams.consumers.loop import ConsumeLoop
 from kinguin_streams.consumers.order_state import ORDER_STATE
 from kinguin_streams.consumers.source_identity import SourceIdentity
@@ -20,11 +18,10 @@ from kinguin_streams.consumers.testing import HandlerDriver, ProjectionDriver, e
 from kinguin_streams.consumers.testing.processes import Driver, Process
 from kinguin_streams.schemas.events import OrderStatus
 from kinguin_streams.telemetry.operator_error import OperatorError
-from tests.conftest import KafkaCluster, OwnKafka
+from tests.conftest import KafkaCluster
 from tests.consumers.deliveries import order_status
 from tests.consumers.kafka_streams import Streams, running_loop
 from tests.consumers.running_handlers import running_app
-from tests.pausing import paused as paused_process
 
 RECORDS = 12
 
@@ -211,48 +208,6 @@ def test_handlers_that_may_not_ask_for_their_offsets_end_and_say_so(monkeypatch:
         assert ended.value.code == "not_authorized"
 
 
-@contextmanager
-def dead_letters_fail(driver: Driver, code: FailureCode) -> Iterator[None]:
-    """Let the first process's producer say of each that Kafka has not confirmed it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loop_of(driver)._publisher, "publish", failing(PublishFailed(code, "no word of it", landed="maybe"))
-        )
-        yield
-
-
-@pytest.mark.parametrize("code", ["no_report", "not_delivered", "queue_full"])
-@pytest.mark.parametrize("kind", ["projection", "handlers"])
-def test_a_dead_letter_that_kafka_does_not_confirm_for_now_is_waited_for(kind: str, code: FailureCode) -> None:
-    calls = Calls()
-    with ProjectionDriver(ORDER_STATE) if kind == "projection" else HandlerDriver(calls.app) as driver:
-        driver.send_bytes("order.status", b"no Avro")
-        send(driver)
-        with dead_letters_fail(driver, code):
-            for _ in range(5):
-                turn(driver)
-            assert loop_of(driver).waits_for == "kafka"
-            assert driver.dead_letters() == []
-        driver.run()
-        driver.advance(60)
-        driver.run()
-        assert (loop_of(driver).waits_for, driver.waiting, driver.restarts) == (None, 0, 0)
-        assert [letter.reason for letter in driver.dead_letters()] == ["unknown_frame"]
-        assert loop_of(driver).applied == RECORDS
-        assert len(calls.seen) == len(set(calls.seen)) == (RECORDS if kind == "handlers" else 0)
-
-
-@pytest.mark.parametrize("code", ["refused", "fatal", "closed"])
-def test_a_dead_letter_that_somebody_must_see_to_ends_the_consumer(code: FailureCode) -> None:
-    for driver in (ProjectionDriver(ORDER_STATE), HandlerDriver(Calls().app)):
-        with driver:
-            driver.send_bytes("order.status", b"no Avro")
-            with dead_letters_fail(driver, code), pytest.raises(OperatorError) as ended:
-                turn(driver)
-            assert ended.value.code == "dead_letter_refused"
-            assert driver.waiting == 1
-
-
 def test_an_offset_that_is_gone_ends_the_consumer_once_kafka_says_that_the_topic_is_the_same() -> None:
     for driver in (ProjectionDriver(ORDER_STATE), HandlerDriver(Calls().app)):
         with driver:
@@ -341,32 +296,3 @@ def test_the_real_client_goes_on_with_partitions_that_came_while_kafka_did_not_a
             assert app.loop.waits_for is None
         assert (len(calls.seen), len(set(calls.seen))) == (RECORDS, RECORDS)
     assert len(asked) >= 4
-
-
-@pytest.mark.kafka
-def test_a_real_broker_that_says_nothing_when_a_dead_letter_comes_is_waited_for(
-    own_kafka: OwnKafka, topic_prefix: str
-) -> None:
-    streams = Streams(own_kafka.bootstrap_servers, topic_prefix, partitions=1).make()
-    app, handled = App("notes"), list[str]()
-    is_at_it, broker_is_silent = threading.Event(), threading.Event()
-
-    @app.on(OrderStatus)
-    def handle(event: OrderStatus, _context: Context) -> None:
-        handled.append(event.order_id)
-        if event.order_id == "poison":
-            is_at_it.set()
-            assert broker_is_silent.wait(30)
-            raise Reject("unknown_customer", "nobody is called so")
-
-    streams.write(*(order_status("processing", order_id=order) for order in ("before", "poison", "after")))
-    ends = streams.ends("order.status")
-    with running_app(streams, app, publisher_wait_s=1.0, state_retry_s=0.2) as running:
-        assert is_at_it.wait(30)
-        with paused_process(own_kafka.broker.pid):
-            broker_is_silent.set()
-            running.wait_for(lambda: running.loop.waits_for == "kafka", "the wait for Kafka")
-        running.catch_up(ends)
-        assert running.loop.waits_for is None
-    assert {letter.dead_letter_id for letter in streams.dead_letters()} == {streams.dead_letters()[0].dead_letter_id}
-    assert handled == ["before", "poison", "poison", "after"]
