@@ -5,18 +5,18 @@ from itertools import groupby
 from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Column, Connection, Select, Text, not_, select, true
+from sqlalchemy import Column, Connection, Select, Text, not_, select
 
 from kinguin_streams.consumers import product_changes, tables
 from kinguin_streams.consumers.order_state import OrderState
-from kinguin_streams.consumers.postgres import unnested
+from kinguin_streams.consumers.postgres import of_each, unnested
 from kinguin_streams.consumers.product_changes import Change
 from kinguin_streams.consumers.projection import StateKey
 
 T = TypeVar("T")
 
 KEYS_PER_SELECT: Final = 500
-"""SQLite takes 32,766 variables in a statement, PostgreSQL 65,535; a statement of this size is parsed in no time."""
+"""SQLite takes 32,766 variables in a statement; one of this size is parsed in no time."""
 ROWS_IN_MEMORY: Final = 1_000
 
 LANE: Final = "replay:"
@@ -69,19 +69,13 @@ def of_keys(
 ) -> Iterator[Any]:
     """Yield the rows of these keys, by key, of what `states` or `changes` asks for. keys: store, and the column's own id."""
     in_order = sorted(keys)
-    store_column = id_column.table.c.store
     if connection.dialect.name != "postgresql":
         for store, ids in ids_by_store(in_order):
-            yield from connection.execute(rows.where(store_column == store, id_column.in_(ids)))
+            yield from connection.execute(rows.where(id_column.table.c.store == store, id_column.in_(ids)))
         return
     wanted = unnested("wanted", store=Text, id=type(id_column.type))
-    # The OFFSET keeps the planner from turning it round. Measured on a table that PostgreSQL has not analysed yet (it takes few
-    # rows of it to be of this projection): for `id IN (…)` it reads them all, for each 500 ids.
-    its = rows.where(store_column == wanted.c.store, id_column == wanted.c.id).order_by(None).offset(0).lateral("its")
-    found = select(its).join_from(wanted, its, true()).order_by(wanted.c.store, wanted.c.id)
-    yield from connection.execute(
-        found, {"stores": [store for store, _ in in_order], "ids": [id_ for _, id_ in in_order]}
-    )
+    arrays = {"stores": [store for store, _ in in_order], "ids": [id_ for _, id_ in in_order]}
+    yield from connection.execute(of_each(wanted, rows.order_by(None), id_column), arrays)
 
 
 def ids_by_store(keys: Sequence[tuple[str, T]], at_once: int = KEYS_PER_SELECT) -> Iterator[tuple[str, Sequence[T]]]:

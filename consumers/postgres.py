@@ -9,7 +9,20 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, func, text
+from sqlalchemy import (
+    URL,
+    Column,
+    Connection,
+    Engine,
+    Select,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
@@ -116,6 +129,17 @@ def unnested(alias: str, prefix: str = "", **columns: type[TypeEngine[Any]]) -> 
     """
     arrays = (bindparam(f"{prefix}{name}s", type_=ARRAY(kind)) for name, kind in columns.items())
     return func.unnest(*arrays).table_valued(*columns, name=alias).render_derived()
+
+
+def of_each(wanted: Any, rows: Select[Any], id_column: Column[Any]) -> Select[Any]:
+    """Return the rows of each key of a table of keys, with its columns store and id, by key; rows: in no order of their own.
+
+    The OFFSET keeps the planner from turning it round. Measured on a table of 200,000 rows that PostgreSQL has not analysed yet (it
+    takes few of them to be of this projection): joined plainly, or for `id IN (…)`, all of them are read for every 100 keys.
+    """
+    its_key = (id_column.table.c.store == wanted.c.store, id_column == wanted.c.id)
+    its = rows.where(*its_key).offset(0).lateral("its")
+    return select(its).join_from(wanted, its, true()).order_by(its.c.store, its.c[id_column.name])
 
 
 def text_array(texts: Sequence[str]) -> str:
