@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from kinguin_streams.telemetry.logs import LogFormat
 PREFIX = "KINGUIN_"
 TOML_FILE = Path("kinguin-streams.toml")
 CONFIG_FILE_VARIABLE = "KINGUIN_CONFIG_FILE"
+_NO_SUCH = "no such setting; `kinguin-streams config show` lists them all"
 # Read elsewhere: which TOML file, the simulator's secret, and the tests' own.
 _NOT_SETTINGS = re.compile(r"KINGUIN_(CONFIG_FILE|SIMULATE_SECRET|TEST_.*)")
 _SECRET_KEY = re.compile(r"pass|secret|pem|\.key|token|jaas|oauth", re.IGNORECASE)
@@ -212,10 +213,16 @@ def _settings_that_are_files() -> set[str]:
     """Return the variables that end in _FILE by their own name, as KINGUIN_REGISTRY__CA_FILE: they hold a path."""
     return {
         f"{PREFIX}{room}__{key}".upper()
-        for room, field in Settings.model_fields.items()
-        for key in getattr(field.annotation, "model_fields", ())
+        for room in Settings.model_fields
+        for key in _keys(room)
         if key.endswith("_file")
     }
+
+
+def _keys(room: str) -> Iterable[str]:
+    """Return the settings that a table of the TOML file has; of one that there is not, none."""
+    field = Settings.model_fields.get(room)
+    return getattr(field.annotation, "model_fields", ()) if field is not None else ()
 
 
 def _bad_files(environment: Mapping[str, str]) -> list[str]:
@@ -242,7 +249,7 @@ def _bad_files(environment: Mapping[str, str]) -> list[str]:
 def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
     known = tuple(f"{PREFIX}{room.upper()}__" for room in Settings.model_fields)
     return [
-        f"{name}: no such setting; `kinguin-streams config show` lists them all"
+        f"{name}: {_NO_SUCH}"
         for name in sorted(environment)
         if name.startswith(PREFIX) and not name.upper().startswith(known) and not _NOT_SETTINGS.fullmatch(name)
     ]
@@ -292,11 +299,8 @@ def _variable(location: tuple[int | str, ...]) -> str:
 
 def _message(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
-        room = Settings.model_fields.get(str(fault["loc"][0]))
-        keys = getattr(room.annotation, "model_fields", ()) if room is not None else ()
-        them_all = (
-            f"[{fault['loc'][0]}] has {', '.join(keys)}" if keys else "`kinguin-streams config show` lists them all"
-        )
-        return f"no such setting; {them_all}"
+        room = str(fault["loc"][0])
+        keys = ", ".join(_keys(room))
+        return f"no such setting; [{room}] has {keys}" if keys else _NO_SUCH
     as_json = "; in the environment it is written as JSON" if fault["type"] in ("dict_type", "tuple_type") else ""
     return str(fault["msg"]).removeprefix("Value error, ") + as_json
